@@ -1,0 +1,2 @@
+//! The consumer binary.
+fn main() {}
