@@ -1,0 +1,166 @@
+//! Which etcd and how to reach it, by flags and etcdctl's own environment variables.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use etcd_client::{Certificate, Identity, TlsOptions};
+
+use super::StoreError;
+use crate::key::Keys;
+
+/// How to reach etcd, and where in it Rollcall's keys are.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "etcd")]
+pub struct EtcdSettings {
+    /// etcd's client URLs, separated by commas
+    #[arg(id = "etcd", long = "etcd", env = "ETCDCTL_ENDPOINTS", value_name = "URL,...", global = true)]
+    #[arg(value_delimiter = ',', value_parser = endpoint)]
+    pub endpoints: Vec<String>,
+    /// PEM file of the authority that signed etcd's certificate [default: the system's]
+    #[arg(long = "etcd-cacert", env = "ETCDCTL_CACERT", value_name = "FILE", global = true)]
+    pub cacert: Option<PathBuf>,
+    /// PEM file of our client certificate
+    #[arg(long = "etcd-cert", env = "ETCDCTL_CERT", value_name = "FILE", global = true)]
+    pub cert: Option<PathBuf>,
+    /// PEM file of our client certificate's key
+    #[arg(long = "etcd-key", env = "ETCDCTL_KEY", value_name = "FILE", global = true)]
+    pub key: Option<PathBuf>,
+    /// User, or user:password
+    #[arg(long = "etcd-user", env = "ETCDCTL_USER", value_name = "USER[:PASSWORD]", global = true)]
+    #[arg(hide_env_values = true)]
+    pub user: Option<String>,
+    /// Password of that user
+    #[arg(long = "etcd-password", env = "ETCDCTL_PASSWORD", value_name = "PASSWORD", global = true)]
+    #[arg(hide_env_values = true)]
+    pub password: Option<String>,
+    /// How long connecting to a member may take
+    #[arg(long = "etcd-dial-timeout", env = "ETCDCTL_DIAL_TIMEOUT", value_name = "TIME", global = true)]
+    #[arg(default_value = "2s", value_parser = humantime::parse_duration)]
+    pub dial_timeout: Duration,
+    /// How long a request may take
+    #[arg(
+        long = "etcd-command-timeout",
+        env = "ETCDCTL_COMMAND_TIMEOUT",
+        value_name = "TIME",
+        global = true
+    )]
+    #[arg(default_value = "5s", value_parser = humantime::parse_duration)]
+    pub command_timeout: Duration,
+    /// What all of Rollcall's keys start with
+    #[arg(long, env = "ROLLCALL_PREFIX", value_name = "PATH", default_value = "/rollcall", global = true)]
+    pub prefix: Keys,
+}
+
+/// Parses an endpoint: `http://host:port`, `https://host:port` or, as etcdctl takes it, `host:port`.
+fn endpoint(text: &str) -> Result<String, String> {
+    let authority = match text.split_once("://") {
+        Some(("http" | "https", authority)) => authority.strip_suffix('/').unwrap_or(authority),
+        Some(_) => return Err("expected http:// or https://".to_owned()),
+        None => text,
+    };
+    let expected = || "expected host:port, such as http://10.0.0.1:2379".to_owned();
+    let (host, port) = authority.rsplit_once(':').ok_or_else(expected)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    if host.is_empty() || !host.chars().all(plain) || !port.parse::<u16>().is_ok_and(|port| port != 0) {
+        return Err(expected());
+    }
+    Ok(text.strip_suffix('/').unwrap_or(text).to_owned())
+}
+
+impl EtcdSettings {
+    /// Checks that the settings fit together.
+    ///
+    /// # Errors
+    /// A sentence naming the setting, its value and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        for (set, flag, needs, given) in [
+            (self.cert.is_some(), "--etcd-cert", "--etcd-key", self.key.is_some()),
+            (self.key.is_some(), "--etcd-key", "--etcd-cert", self.cert.is_some()),
+            (self.password.is_some(), "--etcd-password", "--etcd-user", self.user.is_some()),
+        ] {
+            if set && !given {
+                return Err(format!("{flag} is set without {needs}: expected both or neither"));
+            }
+        }
+        let tls = self.cacert.is_some() || self.cert.is_some();
+        if let Some(plain) = self.endpoints.iter().find(|url| tls && url.starts_with("http://")) {
+            return Err(format!("--etcd has {plain} beside a certificate: expected https://"));
+        }
+        Ok(())
+    }
+
+    /// Whether every endpoint is on this machine's loopback interface.
+    pub fn is_local(&self) -> bool {
+        self.endpoints.iter().all(|endpoint| {
+            let authority = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
+            let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+            let host = host.trim_matches(['[', ']']);
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        })
+    }
+
+    /// The first endpoint's host and port.
+    pub fn first_host(&self) -> Option<&str> {
+        let endpoint = self.endpoints.first()?;
+        Some(endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest))
+    }
+
+    pub(super) fn credentials(&self) -> Result<Option<(String, String)>, StoreError> {
+        let Some(user) = &self.user else { return Ok(None) };
+        // As etcdctl has it: a password of its own leaves the user's name whole.
+        match (&self.password, user.split_once(':')) {
+            (Some(password), _) => Ok(Some((user.clone(), password.clone()))),
+            (None, Some((user, password))) => Ok(Some((user.to_owned(), password.to_owned()))),
+            (None, None) => Err(StoreError::Invalid(format!(
+                "--etcd-user is {user:?} without a password: expected user:password or --etcd-password"
+            ))),
+        }
+    }
+
+    pub(super) fn tls(&self) -> Result<Option<TlsOptions>, StoreError> {
+        let https = self.endpoints.iter().any(|url| url.starts_with("https://"));
+        if !https && self.cacert.is_none() && self.cert.is_none() {
+            return Ok(None);
+        }
+        let mut tls = TlsOptions::new();
+        tls = match &self.cacert {
+            Some(file) => tls.ca_certificate(Certificate::from_pem(read("--etcd-cacert", file)?)),
+            None => tls.with_native_roots(),
+        };
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            tls = tls.identity(Identity::from_pem(read("--etcd-cert", cert)?, read("--etcd-key", key)?));
+        }
+        Ok(Some(tls))
+    }
+}
+
+fn read(flag: &str, file: &Path) -> Result<Vec<u8>, StoreError> {
+    let bad = |why: String| StoreError::Invalid(format!("{flag} is {}: {why}", file.display()));
+    let pem = fs::read(file).map_err(|error| bad(error.to_string()))?;
+    if !pem.windows(11).any(|bytes| bytes == b"-----BEGIN ") {
+        return Err(bad("expected a PEM file".to_owned()));
+    }
+    Ok(pem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_urls_or_host_and_port() {
+        for good in
+            ["http://10.0.0.1:2379", "https://etcd-1.example:2379/", "localhost:2379", "http://[::1]:2379"]
+        {
+            assert!(endpoint(good).is_ok(), "{good} was refused");
+        }
+        for bad in
+            ["", "ftp://h:1", "http://h", "http://h:0", "http://h:99999", "http://:2379", "http://a b:1"]
+        {
+            assert!(endpoint(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}
