@@ -1,0 +1,218 @@
+//! The images that tests run, made once and kept by name in this machine's engine: a Debian base, pulled
+//! where there is a registry and made by debootstrap where not, and on it nginx and PostgreSQL; and the
+//! worker, from scratch.
+//!
+//! An image whose recipe has changed is made again: its label bears the recipe's hash.
+
+use std::env::consts::ARCH;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::docker_cli::local_command;
+use crate::{leftovers, tool};
+
+/// The base: Debian 12, minimal.
+pub const BASE: &str = "debian:bookworm-slim";
+/// nginx from Debian, laid out as its official image: `/etc/nginx/conf.d/*.conf`, logs on stdout and stderr,
+/// no site.
+pub const NGINX: &str = "rollcall-test-nginx";
+/// PostgreSQL from Debian, without its compiler of queries (half of its size): data and configuration in
+/// `/var/lib/postgresql/data`, everyone trusted, logs on stderr.
+pub const POSTGRES: &str = "rollcall-test-postgres";
+/// The worker (`tests/worker`): answers GET with its hostname on PORT (80), drains for DRAIN_MS (1500) on
+/// SIGTERM.
+pub const WORKER: &str = "rollcall-test-worker";
+
+const LABEL: &str = "harness.recipe";
+
+const NGINX_RECIPE: &str = r#"FROM debian:bookworm-slim
+RUN apt-get update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light \
+ && rm -rf /var/lib/apt/lists/* /etc/nginx/sites-enabled/default \
+ && ln -sf /dev/stdout /var/log/nginx/access.log \
+ && ln -sf /dev/stderr /var/log/nginx/error.log
+EXPOSE 80
+STOPSIGNAL SIGQUIT
+CMD ["nginx", "-g", "daemon off;"]
+"#;
+
+const POSTGRES_RECIPE: &str = r#"FROM debian:bookworm-slim
+RUN mkdir -p /etc/postgresql-common /usr/share/man/man1 /usr/share/man/man7 \
+ && echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf \
+ && apt-get update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql \
+ && rm -rf /var/lib/apt/lists/* /usr/lib/*/libLLVM* /usr/lib/postgresql/*/lib/*llvmjit* \
+ && ln -s /usr/lib/postgresql/*/bin/* /usr/local/bin/
+ENV PGDATA=/var/lib/postgresql/data
+USER postgres
+RUN initdb --auth=trust --encoding=UTF8 --no-sync >/dev/null \
+ && echo "listen_addresses = '*'" >>"$PGDATA/postgresql.conf" \
+ && echo 'host all all all trust' >>"$PGDATA/pg_hba.conf"
+EXPOSE 5432
+STOPSIGNAL SIGINT
+HEALTHCHECK --interval=1s --timeout=5s --retries=30 CMD pg_isready -q
+CMD ["postgres"]
+"#;
+
+const WORKER_RECIPE: &str = r#"FROM scratch
+COPY rollcall-test-worker /worker
+EXPOSE 80
+CMD ["/worker"]
+"#;
+
+/// Makes sure of the base image, and gives its name.
+///
+/// # Errors
+/// It can neither be pulled nor made.
+pub fn base() -> Result<&'static str> {
+    once(|| make_base().context("cannot make the base image"))?;
+    Ok(BASE)
+}
+
+/// Makes sure of the nginx image, and gives its name.
+///
+/// # Errors
+/// It cannot be built.
+pub fn nginx() -> Result<&'static str> {
+    once(|| on_base(NGINX, NGINX_RECIPE))?;
+    Ok(NGINX)
+}
+
+/// Makes sure of the PostgreSQL image, and gives its name.
+///
+/// # Errors
+/// It cannot be built.
+pub fn postgres() -> Result<&'static str> {
+    once(|| on_base(POSTGRES, POSTGRES_RECIPE))?;
+    Ok(POSTGRES)
+}
+
+/// Makes sure of the worker image, and gives its name.
+///
+/// # Errors
+/// It cannot be built.
+pub fn worker() -> Result<&'static str> {
+    once(make_worker)?;
+    Ok(WORKER)
+}
+
+/// One maker at a time, in this process and among processes: the others then find the image made.
+fn once(make: impl FnOnce() -> Result<()>) -> Result<()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    // A maker that panicked leaves nothing half done that the next would not see.
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fs::create_dir_all(tool::parts_dir())?;
+    let lock = File::create(tool::parts_dir().join("images.lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    make()
+}
+
+fn on_base(name: &str, recipe: &str) -> Result<()> {
+    let hash = hash(&[recipe]);
+    if is_made(name, &hash)? {
+        return Ok(());
+    }
+    make_base().context("cannot make the base image")?;
+    eprintln!("harness: building the image {name}");
+    // No context: the recipe comes on stdin.
+    build(name, &hash, recipe, Path::new("-"))
+}
+
+fn make_worker() -> Result<()> {
+    let sources = ["Cargo.toml", "src/lib.rs", "src/main.rs"].map(|file| {
+        let path = tool::workspace().join("tests/worker").join(file);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    });
+    let sources = sources.into_iter().collect::<Result<Vec<_>>>()?;
+    let hash = hash(&[WORKER_RECIPE, &sources.concat()]);
+    if is_made(WORKER, &hash)? {
+        return Ok(());
+    }
+    eprintln!("harness: building the image {WORKER}");
+    // A folder of its own, so that it does not take turns with the workspace's build, whose flags differ.
+    let (triple, target) = (format!("{ARCH}-unknown-linux-gnu"), tool::target_dir().join("static"));
+    tool::run(
+        Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--release", "--package", WORKER, "--target", &triple, "--target-dir"])
+            .arg(&target)
+            .current_dir(tool::workspace())
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", "-C target-feature=+crt-static"),
+    )?;
+    let context = tempfile::Builder::new().prefix(&leftovers::prefix()).tempdir()?;
+    fs::copy(target.join(triple).join("release").join(WORKER), context.path().join(WORKER))?;
+    fs::write(context.path().join("Dockerfile"), WORKER_RECIPE)?;
+    build(WORKER, &hash, "", context.path())
+}
+
+fn make_base() -> Result<()> {
+    if tool::run(local_command()?.args(["image", "inspect", BASE])).is_ok() {
+        return Ok(());
+    }
+    let mut pull = tool::command("timeout")?;
+    let docker = local_command()?;
+    if tool::run(pull.arg("120").arg(docker.get_program()).args(docker.get_args()).args(["pull", BASE]))
+        .is_ok()
+    {
+        return Ok(());
+    }
+    let tar = tool::parts_dir().join("bookworm-slim.tar");
+    if !tar.exists() {
+        tool::need_root()?;
+        eprintln!("harness: making the base image by debootstrap, as it cannot be pulled");
+        let work = tempfile::Builder::new().prefix("debootstrap.").tempdir_in(tool::parts_dir())?;
+        let (root, whole) = (work.path().join("root"), work.path().join("whole.tar"));
+        tool::run(tool::command("debootstrap")?.args(["--variant=minbase", "bookworm"]).arg(&root))?;
+        // As in Debian's own image: a package being installed starts no service, and is not synced file by
+        // file.
+        fs::write(root.join("etc/dpkg/dpkg.cfg.d/docker-apt-speedup"), "force-unsafe-io\n")?;
+        fs::write(root.join("usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 101\n")?;
+        tool::run(Command::new("chmod").arg("755").arg(root.join("usr/sbin/policy-rc.d")))?;
+        let dead = ["var/cache/apt/*", "var/lib/apt/lists/*", "usr/share/doc/*", "usr/share/locale/*"];
+        tool::run(
+            tool::command("tar")?
+                .args(dead.map(|path| format!("--exclude=./{path}")))
+                .args(["--one-file-system", "--directory"])
+                .arg(&root)
+                .arg("--create")
+                .arg("--file")
+                .arg(&whole)
+                .arg("."),
+        )?;
+        fs::rename(whole, &tar)?;
+    }
+    tool::run(local_command()?.args(["import", "--change", "CMD [\"bash\"]"]).arg(&tar).arg(BASE)).map(drop)
+}
+
+/// Whether the image is there and was made by this recipe.
+fn is_made(name: &str, hash: &str) -> Result<bool> {
+    let format = format!("{{{{index .Config.Labels \"{LABEL}\"}}}}");
+    Ok(tool::run(local_command()?.args(["image", "inspect", "--format", &format, name]))
+        .is_ok_and(|made| made == hash))
+}
+
+fn build(name: &str, hash: &str, input: &str, context: &Path) -> Result<()> {
+    // The one of an older recipe would stay as a nameless one; it is in use, or not there, when this fails.
+    let _ = tool::run(local_command()?.args(["image", "rm", name]));
+    let mut command = local_command()?;
+    command.args(["build", "--quiet", "--tag", name, "--label", &format!("{LABEL}={hash}")]).arg(context);
+    let mut docker = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    docker.stdin.take().expect("it was piped above").write_all(input.as_bytes())?;
+    let output = docker.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "docker build of {name} failed with {}:\n{said}", output.status);
+    Ok(())
+}
+
+fn hash(texts: &[&str]) -> String {
+    // Another compiler may hash otherwise, which only makes the image again.
+    let mut hasher = DefaultHasher::new();
+    texts.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
