@@ -127,9 +127,14 @@ impl Session {
         self.lease
     }
 
-    /// Whether an entry at the claim's key is another's: a later put than ours.
+    /// Whether a change of the claim's key is another's: later than our own put.
     pub fn is_foreign(&self, revision: Revision) -> bool {
         self.guard.revision.is_some_and(|ours| revision > ours)
+    }
+
+    /// Whether a snapshot is older than the session, and so says nothing of its claim.
+    pub fn is_after(&self, snapshot: Revision) -> bool {
+        self.guard.revision.is_some_and(|ours| snapshot < ours)
     }
 
     /// Gives the lease its full time to live again.

@@ -24,6 +24,11 @@ impl Signal {
     /// SIGTERM, Docker's stop signal unless an image or container names another.
     pub const TERM: Signal = Signal(signal_hook::consts::SIGTERM);
 
+    /// Whether it is SIGKILL, which no process outlives.
+    pub fn is_kill(self) -> bool {
+        self.0 == signal_hook::consts::SIGKILL
+    }
+
     /// The number, from 1 to 31.
     pub fn number(self) -> i32 {
         self.0

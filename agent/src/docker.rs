@@ -1,0 +1,458 @@
+//! Docker's API, the only file that names bollard. It turns what the engine says into plain values and
+//! decides nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bollard::{
+    API_DEFAULT_VERSION, ClientVersion, Docker as Api,
+    errors::Error,
+    models::{
+        ContainerInspectResponse, ContainerState, ContainerSummary, ContainerSummaryStateEnum,
+        EndpointSettings, EventMessage, EventMessageTypeEnum, HealthStatusEnum,
+    },
+    query_parameters::{EventsOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptions},
+};
+use futures_util::{Stream, StreamExt};
+use jiff::Timestamp;
+use rollcall_shared::signal::Signal;
+
+use crate::{
+    container::{Action, Addresses, Binding, Check, Container, Event, FullId, Port, Summary},
+    settings::DockerSettings,
+};
+
+/// What went wrong between us and Docker. `Setting` stays so until someone changes it; the others are
+/// worth a retry.
+#[derive(Debug, thiserror::Error)]
+pub enum DockerError {
+    /// A setting cannot work.
+    #[error("{0}")]
+    Setting(String),
+    /// A call failed.
+    #[error("Docker at {host}: {doing}: {reason}")]
+    Call {
+        /// The engine's address.
+        host: String,
+        /// What was being done.
+        doing: &'static str,
+        /// What the engine or the connection said, on one line.
+        reason: String,
+    },
+}
+
+/// A Docker engine.
+#[derive(Debug, Clone)]
+pub struct Docker {
+    api: Api,
+    host: String,
+}
+
+/// How long a call may take: an engine under a burst of starts answers late.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the first call may take.
+const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+/// API versions to offer where the newest is refused: that of Docker 25, the oldest that Docker 29
+/// takes, and that of Docker 20.10.
+const OLDER_VERSIONS: [(usize, usize); 2] = [(1, 44), (1, 41)];
+/// Where Docker's socket is looked for, in order: the engine's own default, and where images that run
+/// docker-gen or registrator have it mounted.
+const SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/tmp/docker.sock"];
+
+impl Docker {
+    /// Connects to the engine of the settings and agrees on an API version.
+    ///
+    /// # Errors
+    /// A setting that cannot work, or an engine that does not answer.
+    pub async fn connect(settings: &DockerSettings) -> Result<Self, DockerError> {
+        let host = match &settings.docker_host {
+            Some(host) => host.clone(),
+            None => {
+                let found = SOCKETS.iter().find(|path| Path::new(path).exists()).unwrap_or(&SOCKETS[0]);
+                format!("unix://{found}")
+            }
+        };
+        let wished = settings.docker_api_version.as_deref().map(parse_version).transpose()?;
+        let newest = (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
+        let offers = match wished {
+            Some(version) => vec![version],
+            None => [newest].into_iter().chain(OLDER_VERSIONS).collect(),
+        };
+        let mut refusal = None;
+        for (major_version, minor_version) in offers {
+            let version = ClientVersion { major_version, minor_version };
+            let api = client(&host, settings, &version)?;
+            let agreed = async {
+                if wished.is_some() { api.ping().await.map(|_| api) } else { api.negotiate_version().await }
+            };
+            let call = |reason: String| DockerError::Call {
+                host: host.clone(),
+                doing: "agreeing on a version",
+                reason,
+            };
+            match tokio::time::timeout(FIRST_PATIENCE, agreed).await {
+                Err(_) => return Err(call(format!("no answer within {FIRST_PATIENCE:?}"))),
+                Ok(Ok(api)) => {
+                    return Ok(Self { api: api.with_timeout(PATIENCE), host });
+                }
+                Ok(Err(error @ Error::DockerResponseServerError { status_code: 400, .. })) => {
+                    refusal = Some(call(one_line(&error)));
+                }
+                Ok(Err(error)) => return Err(call(one_line(&error))),
+            }
+        }
+        Err(refusal.expect("at least one version was offered"))
+    }
+
+    fn failed(&self, doing: &'static str, error: &Error) -> DockerError {
+        DockerError::Call { host: self.host.clone(), doing, reason: one_line(error) }
+    }
+
+    /// The engine's ID, which it keeps for as long as its data folder.
+    ///
+    /// # Errors
+    /// The call's.
+    pub async fn engine_id(&self) -> Result<String, DockerError> {
+        let info = self.api.info().await.map_err(|error| self.failed("asking for its ID", &error))?;
+        info.id.filter(|id| !id.is_empty()).ok_or_else(|| DockerError::Call {
+            host: self.host.clone(),
+            doing: "asking for its ID",
+            reason: "it has none".to_owned(),
+        })
+    }
+
+    /// What happens to containers from `since` on, by the engine's clock. What happened before the engine
+    /// took the subscription comes first, from its memory of 256 events. Ends with an error.
+    pub fn events(&self, since: Timestamp) -> impl Stream<Item = Result<Event, DockerError>> + use<> {
+        const ACTIONS: [&str; 9] =
+            ["start", "die", "kill", "health_status", "rename", "pause", "unpause", "connect", "disconnect"];
+        let filters = HashMap::from([("type", vec!["container", "network"]), ("event", ACTIONS.to_vec())]);
+        let since = format!("{}.{:09}", since.as_second(), since.subsec_nanosecond());
+        let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
+        let docker = self.clone();
+        self.api.events(Some(options)).filter_map(move |message| {
+            let event = match message {
+                Ok(message) => event(message).map(Ok),
+                Err(error) => Some(Err(docker.failed("reading its events", &error))),
+            };
+            async { event }
+        })
+    }
+
+    /// The error of a stream of events that ended without one.
+    pub fn events_ended(&self) -> DockerError {
+        let (host, doing) = (self.host.clone(), "reading its events");
+        DockerError::Call { host, doing, reason: "it ended them".to_owned() }
+    }
+
+    /// The containers that run.
+    ///
+    /// # Errors
+    /// The call's.
+    pub async fn list(&self) -> Result<Vec<Summary>, DockerError> {
+        let list = self.api.list_containers(None::<ListContainersOptions>).await;
+        let list = list.map_err(|error| self.failed("listing containers", &error))?;
+        Ok(list.into_iter().filter_map(summary).collect())
+    }
+
+    /// The container of this ID or name, or `None` where it does not run.
+    ///
+    /// # Errors
+    /// The call's.
+    pub async fn inspect(&self, id: &str) -> Result<Option<Container>, DockerError> {
+        match self.api.inspect_container(id, None).await {
+            Ok(answer) => container(answer).map_err(|reason| DockerError::Call {
+                host: self.host.clone(),
+                doing: "inspecting a container",
+                reason,
+            }),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) => Err(self.failed("inspecting a container", &error)),
+        }
+    }
+
+    /// Has Docker send a signal to a container's first process.
+    ///
+    /// # Errors
+    /// The call's.
+    pub async fn kill(&self, id: &str, signal: Signal) -> Result<(), DockerError> {
+        let options = KillContainerOptionsBuilder::default().signal(&signal.number().to_string()).build();
+        self.api
+            .kill_container(id, Some(options))
+            .await
+            .map_err(|error| self.failed("sending a signal", &error))
+    }
+}
+
+fn client(host: &str, settings: &DockerSettings, version: &ClientVersion) -> Result<Api, DockerError> {
+    let bad = |expected: &str| DockerError::Setting(format!("--docker-host is {host:?}: {expected}"));
+    // bollard wants whole seconds.
+    let patience = PATIENCE.as_secs();
+    let connected = match host.split_once("://") {
+        Some(("unix", path)) if path.starts_with('/') => Api::connect_with_unix(path, patience, version),
+        Some(("tcp" | "http" | "https", _)) if settings.docker_tls_verify => {
+            let folder = certificates(settings)?;
+            let file = |name: &str| folder.join(name);
+            Api::connect_with_ssl(
+                host,
+                &file("key.pem"),
+                &file("cert.pem"),
+                &file("ca.pem"),
+                patience,
+                version,
+            )
+        }
+        Some(("tcp" | "http", _)) => Api::connect_with_http(host, patience, version),
+        Some(("https", _)) => return Err(bad("expected --docker-tls-verify beside https://")),
+        _ => return Err(bad("expected unix:///path or tcp://host:port")),
+    };
+    connected.map_err(|error| match error {
+        Error::SocketNotFoundError(path) => {
+            bad(&format!("there is no socket {path}; is Docker running here?"))
+        }
+        error => bad(&one_line(&error)),
+    })
+}
+
+fn certificates(settings: &DockerSettings) -> Result<PathBuf, DockerError> {
+    let folder = match &settings.docker_cert_path {
+        Some(folder) => folder.clone(),
+        None => match std::env::home_dir() {
+            Some(home) => home.join(".docker"),
+            None => {
+                let expected =
+                    "--docker-cert-path is not given: expected a folder of ca.pem, cert.pem and key.pem";
+                return Err(DockerError::Setting(expected.to_owned()));
+            }
+        },
+    };
+    for name in ["ca.pem", "cert.pem", "key.pem"] {
+        if let Err(error) = std::fs::File::open(folder.join(name)) {
+            let folder = folder.display();
+            return Err(DockerError::Setting(format!("--docker-cert-path is {folder}: {name}: {error}")));
+        }
+    }
+    Ok(folder)
+}
+
+fn parse_version(text: &str) -> Result<(usize, usize), DockerError> {
+    let parsed =
+        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parsed.ok_or_else(|| {
+        DockerError::Setting(format!("--docker-api-version is {text:?}: expected one such as 1.41"))
+    })
+}
+
+/// An error with its causes, without what they repeat, on one line.
+fn one_line(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        let next_text = next.to_string();
+        if !text.contains(&next_text) {
+            text = format!("{text}: {next_text}");
+        }
+        cause = next.source();
+    }
+    text.replace(['\n', '\r'], " ")
+}
+
+fn event(message: EventMessage) -> Option<Event> {
+    let actor = message.actor?;
+    let mut attributes = actor.attributes.unwrap_or_default();
+    let action = message.action?;
+    let (id, action) = match (message.typ?, action.as_str()) {
+        (EventMessageTypeEnum::NETWORK, "connect") => (attributes.remove("container")?, Action::Connect),
+        (EventMessageTypeEnum::NETWORK, _) => (attributes.remove("container")?, Action::Change),
+        (EventMessageTypeEnum::CONTAINER, "start") => (actor.id?, Action::Start),
+        (EventMessageTypeEnum::CONTAINER, "die") => (actor.id?, Action::Die),
+        (EventMessageTypeEnum::CONTAINER, "kill") => {
+            let signal = attributes.get("signal")?.parse().ok()?;
+            (actor.id?, Action::Kill(signal))
+        }
+        (EventMessageTypeEnum::CONTAINER, _) => (actor.id?, Action::Change),
+        _ => return None,
+    };
+    Some(Event { id, action })
+}
+
+fn summary(listed: ContainerSummary) -> Option<Summary> {
+    let status = listed.status.unwrap_or_default();
+    // The list has the health only in its words for people, such as "Up 3 minutes (healthy)", before
+    // API 1.52.
+    let check = if status.contains("(healthy)") {
+        Check::Healthy
+    } else if status.contains("(unhealthy)") {
+        Check::Unhealthy
+    } else if status.contains("(health: starting)") {
+        Check::Starting
+    } else {
+        Check::None
+    };
+    let networks = listed.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    // Names of links have more than one slash.
+    let own = |name: &String| name.rfind('/') == Some(0);
+    let name = listed.names?.into_iter().find(own)?;
+    Some(Summary {
+        id: listed.id?,
+        name: name.trim_start_matches('/').to_owned(),
+        paused: listed.state == Some(ContainerSummaryStateEnum::PAUSED),
+        check,
+        networks: networks.into_keys().collect(),
+    })
+}
+
+/// The container, `None` where it does not run, or what cannot be read.
+fn container(inspected: ContainerInspectResponse) -> Result<Option<Container>, String> {
+    let state = inspected.state.ok_or("it has no state")?;
+    if state.running != Some(true) || state.restarting == Some(true) {
+        return Ok(None);
+    }
+    let id: FullId = inspected.id.ok_or("it has no ID")?;
+    let short_id = id.parse().map_err(|error| format!("{error}"))?;
+    let name = inspected.name.unwrap_or_default();
+    let name = name.trim_start_matches('/').parse().map_err(|error| format!("{error}"))?;
+    let config = inspected.config.unwrap_or_default();
+    let settings = inspected.network_settings.unwrap_or_default();
+    let host_network =
+        inspected.host_config.and_then(|config| config.network_mode).is_some_and(|mode| mode == "host");
+    let stop_signal =
+        config.stop_signal.as_deref().and_then(|text| text.parse().ok()).unwrap_or(Signal::TERM);
+    let stop_timeout = config.stop_timeout.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(10);
+    Ok(Some(Container {
+        id,
+        short_id,
+        name,
+        image: config.image.unwrap_or_default(),
+        labels: config.labels.unwrap_or_default().into_iter().collect(),
+        service_env: service_env(&config.env.unwrap_or_default()),
+        paused: state.paused == Some(true),
+        check: check(&state),
+        started_at: state
+            .started_at
+            .as_deref()
+            .and_then(|text| text.parse().ok())
+            .ok_or("it has no time of start")?,
+        pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
+        stop_signal,
+        stop_timeout: Duration::from_secs(stop_timeout),
+        host_network,
+        exposed: exposed(&config.exposed_ports.unwrap_or_default()),
+        bindings: bindings(settings.ports.unwrap_or_default()),
+        networks: networks(settings.networks.unwrap_or_default()),
+    }))
+}
+
+fn check(state: &ContainerState) -> Check {
+    match state.health.as_ref().and_then(|health| health.status) {
+        Some(HealthStatusEnum::STARTING) => Check::Starting,
+        Some(HealthStatusEnum::HEALTHY) => Check::Healthy,
+        Some(HealthStatusEnum::UNHEALTHY) => Check::Unhealthy,
+        Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Check::None,
+    }
+}
+
+fn service_env(env: &[String]) -> BTreeMap<String, String> {
+    let pairs = env.iter().filter_map(|variable| variable.split_once('='));
+    let service = pairs.filter(|(name, _)| name.starts_with("SERVICE_"));
+    service.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// Ports of other protocols, such as SCTP, are left out.
+fn exposed(ports: &[String]) -> BTreeSet<Port> {
+    ports.iter().filter_map(|port| port.parse().ok()).collect()
+}
+
+fn bindings(ports: bollard::models::PortMap) -> Vec<Binding> {
+    let mut bindings = Vec::new();
+    for (port, bound) in ports {
+        let Ok(to) = port.parse::<Port>() else { continue };
+        for binding in bound.unwrap_or_default() {
+            // Docker writes no address, or an empty one, for every address of IPv4.
+            let ip = binding.host_ip.filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned());
+            let port = binding.host_port.and_then(|port| port.parse().ok()).filter(|port| *port != 0);
+            if let (Ok(ip), Some(port)) = (ip.parse::<IpAddr>(), port) {
+                bindings.push(Binding { to, ip, port });
+            }
+        }
+    }
+    // Docker gives them in no order; equal containers must be equal values.
+    bindings.sort_unstable();
+    bindings
+}
+
+fn networks(networks: HashMap<String, EndpointSettings>) -> BTreeMap<String, Addresses> {
+    let addresses = |endpoint: EndpointSettings| Addresses {
+        v4: endpoint.ip_address.and_then(|ip| ip.parse().ok()),
+        v6: endpoint.global_ipv6_address.and_then(|ip| ip.parse().ok()),
+    };
+    networks.into_iter().map(|(name, endpoint)| (name, addresses(endpoint))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inspected(json: serde_json::Value) -> Result<Option<Container>, String> {
+        container(serde_json::from_value(json).expect("an inspection"))
+    }
+
+    fn web() -> serde_json::Value {
+        serde_json::json!({
+            "Id": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+            "Name": "/web-1",
+            "State": { "Running": true, "Pid": 77, "StartedAt": "2026-01-02T03:04:05.678901234Z",
+                       "Health": { "Status": "starting" } },
+            "HostConfig": { "NetworkMode": "front" },
+            "Config": { "Image": "team/web:1", "Labels": { "a": "b" }, "StopSignal": "SIGQUIT",
+                        "Env": ["PATH=/bin", "SERVICE_NAME=web", "SECRET=x"],
+                        "ExposedPorts": { "80/tcp": {}, "53/udp": {}, "9/sctp": {} } },
+            "NetworkSettings": {
+                "Ports": { "80/tcp": [{ "HostIp": "0.0.0.0", "HostPort": "8080" },
+                                      { "HostIp": "::", "HostPort": "8080" }],
+                           "53/udp": null },
+                "Networks": { "front": { "IPAddress": "10.5.0.2", "GlobalIPv6Address": "" } } }
+        })
+    }
+
+    #[test]
+    fn an_inspection_is_read_as_far_as_it_matters() {
+        let web = inspected(web()).expect("readable").expect("it runs");
+        assert_eq!((web.name.as_str(), web.short_id.as_str(), web.pid), ("web-1", "0123456789ab", Some(77)));
+        assert_eq!(web.stop_signal.to_string(), "QUIT");
+        assert_eq!(web.check, Check::Starting);
+        assert_eq!(web.service_env.keys().collect::<Vec<_>>(), ["SERVICE_NAME"]);
+        assert_eq!(web.exposed.iter().map(Port::to_string).collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
+        assert_eq!(web.bindings.len(), 2);
+        assert_eq!(web.networks["front"].v6, None);
+    }
+
+    #[test]
+    fn what_does_not_run_is_no_container_and_what_cannot_be_read_is_an_error() {
+        let mut stopped = web();
+        stopped["State"]["Running"] = false.into();
+        assert_eq!(inspected(stopped), Ok(None));
+        let mut nameless = web();
+        nameless["Name"] = "/a/b".into();
+        assert!(inspected(nameless).is_err());
+    }
+
+    #[test]
+    fn events_are_read_and_the_others_are_not() {
+        let read = |json: serde_json::Value| event(serde_json::from_value(json).expect("a message"));
+        let actor = serde_json::json!({ "ID": "c1", "Attributes": { "signal": "15" } });
+        let kill = read(serde_json::json!({ "Type": "container", "Action": "kill", "Actor": actor }));
+        assert_eq!(kill, Some(Event { id: "c1".to_owned(), action: Action::Kill(Signal::TERM) }));
+        let health =
+            serde_json::json!({ "Type": "container", "Action": "health_status: healthy", "Actor": actor });
+        assert_eq!(read(health), Some(Event { id: "c1".to_owned(), action: Action::Change }));
+        let actor = serde_json::json!({ "ID": "n1", "Attributes": { "container": "c2" } });
+        let connect = read(serde_json::json!({ "Type": "network", "Action": "connect", "Actor": actor }));
+        assert_eq!(connect, Some(Event { id: "c2".to_owned(), action: Action::Connect }));
+        assert_eq!(read(serde_json::json!({ "Type": "image", "Action": "pull", "Actor": actor })), None);
+    }
+}
