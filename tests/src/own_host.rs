@@ -82,6 +82,11 @@ impl OwnHost {
             config["deprecated-key-path"] = dir.join("key.json").to_string_lossy().into();
         }
         fs::write(dir.join("daemon.json"), config.to_string())?;
+        // After a crash these name dead processes. Until init has reaped them, dockerd would take them for alive
+        // and wait for 15 s.
+        for stale in ["pid", "exec/containerd/containerd.pid"] {
+            let _ = fs::remove_file(dir.join(stale));
+        }
         let mut command = tool::command("dockerd")?;
         let flag = |command: &mut Command, name: &str, file: &str| {
             command.arg(name).arg(dir.join(file));
@@ -120,11 +125,13 @@ impl OwnHost {
 impl Drop for OwnHost {
     fn drop(&mut self) {
         // Best effort throughout: what stays is cleared by the next run.
-        if let Some(mut engine) = self.engine.take() {
-            // Removing the containers first spares their stop time-outs.
+        // The engine removes its containers, for it alone knows all that belongs to one (cgroups, sockets). One
+        // that a test crashed is started once more for that.
+        if self.engine.is_some() || self.start_engine().is_ok() {
             let _ = remove_containers(&self.socket());
-            let _ = engine.terminate(STOP);
         }
+        // Killed, as with its containers gone nothing is lost, and a shutdown takes it a second.
+        self.engine = None;
         leftovers::clear_dir(self.dir.path());
         let _ = tool::run_line(&format!("ip link del {}", self.bridge.veth(self.n)));
         let _ = tool::run_line(&format!("ip netns del {}", self.bridge.netns(self.n)));

@@ -138,9 +138,14 @@ fn a_container_outlives_the_crash_of_its_engine_and_goes_with_its_host() -> Resu
     let pid: u32 = worker.inspect("{{.State.Pid}}")?.parse()?;
     host.kill_engine()?;
     assert!(runs(pid));
+    host.start_engine()?;
+    until("the new engine has ended it", SOON, || Ok(worker.inspect("{{.State.Running}}")? == "false"))?;
+    worker.start()?;
+    let pid: u32 = worker.inspect("{{.State.Pid}}")?.parse()?;
+    host.kill_engine()?;
+    assert!(runs(pid));
     drop(host);
-    until("the container's process is gone", SOON, || Ok(!runs(pid)))?;
-    Ok(())
+    until("the container's process is gone", SOON, || Ok(!runs(pid)))
 }
 
 #[test]
