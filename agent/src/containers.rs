@@ -83,7 +83,8 @@ impl Containers {
                     if stops {
                         known.draining_since.get_or_insert(now);
                     }
-                    if stops || signal.is_kill() {
+                    // One that is asked to stop may take its time; one that is killed ends now.
+                    if signal.is_kill() {
                         self.announced.insert(id.clone(), now);
                     }
                 }
@@ -307,7 +308,8 @@ mod tests {
         assert!(containers.expects_more(now, patience), "it is not known yet");
         containers.on_inspected(&question, Some(web()));
         assert!(!containers.expects_more(now, patience));
-        containers.on_event(&event(Action::Kill(Signal::TERM)), now);
+        let kill = "KILL".parse().expect("a signal");
+        containers.on_event(&event(Action::Kill(kill)), now);
         assert!(containers.expects_more(now, patience));
         containers.on_event(&event(Action::Die), now);
         assert!(!containers.expects_more(now, patience));

@@ -5,6 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use clap::{Parser, Subcommand};
 use rollcall_agent::{Error, Life, OnExit, Place, Settings};
 use rollcall_shared::{
+    cli::{self, Failure},
     health::{self, Health, Listen},
     record::LeaseSettings,
     shutdown,
@@ -62,26 +63,8 @@ enum Command {
     Healthcheck,
 }
 
-/// Why the process failed, and with which exit code.
-enum Failure {
-    /// A setting: 2.
-    Usage(String),
-    /// Anything else: 1.
-    Failed(String),
-}
-
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let failure = match run(cli) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(failure) => failure,
-    };
-    let (message, code) = match failure {
-        Failure::Usage(message) => (message, 2),
-        Failure::Failed(message) => (message, 1),
-    };
-    eprintln!("rollcall-agent: error: {message}");
-    ExitCode::from(code)
+    cli::end("rollcall-agent", run(cli::parse()))
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

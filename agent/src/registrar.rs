@@ -232,10 +232,20 @@ impl Registrar {
             self.health.well(HEALTH_PART);
             return None;
         }
-        // An ack is awaited: it is not held back for a burst of containers.
-        let acks = self.keys.acks_of(&self.policy.node);
-        let only_acks = state.ops.iter().all(|op| op.key().starts_with(&acks));
-        Some(state.gather.due(Instant::now(), seen.expects_more && !only_acks))
+        let urgent = self.is_urgent(&state.ops, &running);
+        Some(state.gather.due(Instant::now(), seen.expects_more && !urgent))
+    }
+
+    /// Whether something is not to be held back for a burst of containers: an ack, which is awaited, or a
+    /// container that drains, which must be let go before it ends.
+    fn is_urgent(&self, ops: &[Op], running: &BTreeMap<FullId, Running>) -> bool {
+        let instances = self.keys.instances_of(&self.policy.node);
+        let draining = running.values().filter(|running| running.draining);
+        let draining: Vec<String> =
+            draining.map(|running| format!("{instances}{}/", running.container.short_id)).collect();
+        ops.iter().any(|op| {
+            !op.key().starts_with(&instances) || draining.iter().any(|prefix| op.key().starts_with(prefix))
+        })
     }
 
     async fn write(&self, session: &Session, state: &mut Writing) -> Result<(), StoreError> {

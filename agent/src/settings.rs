@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use regex::Regex;
 use rollcall_shared::{
+    cli,
     name::{ContainerName, NodeName},
     signal::{Selector, Signal},
 };
@@ -85,14 +86,14 @@ pub struct ChoiceSettings {
     #[arg(value_delimiter = ',')]
     pub containers: Vec<ContainerName>,
     /// Register only containers whose name matches
-    #[arg(long, env = "ROLLCALL_ONLY_NAME", value_name = "REGEX", global = true)]
+    #[arg(long, env = "ROLLCALL_ONLY_NAME", value_name = "REGEX", value_parser = cli::regex, global = true)]
     pub only_name: Option<Regex>,
     /// Register only containers with this label, or this label and value; all that are given must match
     #[arg(long, env = "ROLLCALL_ONLY_LABEL", value_name = "LABEL[=VALUE],...", global = true)]
     #[arg(value_delimiter = ',')]
     pub only_label: Vec<String>,
     /// Register only containers whose image matches
-    #[arg(long, env = "ROLLCALL_ONLY_IMAGE", value_name = "REGEX", global = true)]
+    #[arg(long, env = "ROLLCALL_ONLY_IMAGE", value_name = "REGEX", value_parser = cli::regex, global = true)]
     pub only_image: Option<Regex>,
     /// Register only containers that a label or SERVICE_NAME gives a service name
     #[arg(long, env = "ROLLCALL_EXPLICIT", global = true)]

@@ -15,6 +15,7 @@ pub mod store;
 pub mod reflector;
 pub mod session;
 
+pub mod cli;
 pub mod health;
 pub mod retry;
 pub mod shutdown;

@@ -1,6 +1,6 @@
 //! Logs and metrics: set up once, in main.
 
-use std::time::Duration;
+use std::{io::IsTerminal, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -37,7 +37,10 @@ pub fn start_logs(settings: &LogSettings) -> Result<(), String> {
     let filter = if settings.debug { "debug,h2=info,hyper_util=info,tower=info" } else { &settings.filter };
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| format!("--log is {filter:?}: {error}; expected a level such as info"))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Text => logs.with_target(false).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),

@@ -153,6 +153,19 @@ impl Etcd {
         format!("http://{}/metrics", self.address(2))
     }
 
+    /// The sum of its metrics whose line starts with `prefix`.
+    ///
+    /// # Errors
+    /// It does not answer, or has no such metric.
+    pub fn metric(&self, prefix: &str) -> Result<f64> {
+        let body = crate::http::get(&self.metrics_url())?.body;
+        let value = |line: &str| line.strip_prefix(prefix)?.rsplit(' ').next()?.parse::<f64>().ok();
+        body.lines()
+            .filter_map(value)
+            .reduce(|sum, next| sum + next)
+            .with_context(|| format!("no metric {prefix}"))
+    }
+
     /// The process ID, or the last one when it does not run.
     pub fn pid(&self) -> u32 {
         self.pid

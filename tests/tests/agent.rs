@@ -1,0 +1,264 @@
+//! The agent alone: one real Docker host and a real etcd.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rollcall_tests::etcdctl::Event;
+use rollcall_tests::{Container, DockerHost, Etcd, Program, image, until};
+
+const SOON: Duration = Duration::from_secs(10);
+const INSTANCES: &str = "/rollcall/instances/";
+
+/// An agent of the machine's own engine that registers only containers of this test, named `<test>-...`.
+struct Agent {
+    program: Program,
+}
+
+impl Agent {
+    fn start(etcd: &Etcd, test: &str, flags: &[&str]) -> Result<Self> {
+        let mut command = Program::agent()?;
+        command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off"]);
+        command.args(["--only-name", &format!("^{test}-"), "--advertise", "10.9.8.7"]);
+        command.args(flags);
+        let mut program = Program::start("agent", command)?;
+        program.wait_log("holds the node's claim", SOON)?;
+        Ok(Self { program })
+    }
+}
+
+fn worker(host: &DockerHost, test: &str, number: u32, flags: &[&str]) -> Result<Container> {
+    let name = format!("{test}-{number}");
+    let args = [&["--name", &name, "--publish", "80"], flags, &[image::worker()?]].concat();
+    host.run(&args)
+}
+
+fn keys(etcd: &Etcd) -> Result<Vec<String>> {
+    etcd.ctl().keys(INSTANCES)
+}
+
+fn key_of(worker: &Container) -> String {
+    format!("{INSTANCES}h1/{}/80-tcp", worker.short_id())
+}
+
+fn field(etcd: &Etcd, key: &str, field: &str) -> Result<serde_json::Value> {
+    let value = etcd.ctl().get(key)?.context("the key is there")?;
+    Ok(serde_json::from_str::<serde_json::Value>(&value)?[field].clone())
+}
+
+#[test]
+fn containers_are_registered_while_they_run() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let before = worker(&host, "agent-runs", 1, &[])?;
+    let _agent = Agent::start(&etcd, "agent-runs", &[])?;
+    until("what ran before is registered", SOON, || Ok(keys(&etcd)? == [key_of(&before)]))?;
+    let after = worker(&host, "agent-runs", 2, &["--label", "rollcall.service=web"])?;
+    until("what started after is registered", SOON, || Ok(keys(&etcd)?.contains(&key_of(&after))))?;
+    assert_eq!(field(&etcd, &key_of(&after), "service")?, "web");
+    assert_eq!(field(&etcd, &key_of(&after), "address")?, "10.9.8.7");
+    assert_eq!(field(&etcd, &key_of(&after), "port")?, after.published(80)?.port());
+    before.kill("KILL")?;
+    until("what was killed is withdrawn", SOON, || Ok(keys(&etcd)? == [key_of(&after)]))?;
+    before.start()?;
+    until("what was started again is registered", SOON, || Ok(keys(&etcd)?.contains(&key_of(&before))))?;
+    host.docker(&["pause", before.id()])?;
+    until("paused is failing", SOON, || Ok(field(&etcd, &key_of(&before), "status")? == "failing"))?;
+    host.docker(&["unpause", before.id()])?;
+    until("unpaused is passing", SOON, || Ok(field(&etcd, &key_of(&before), "status")? == "passing"))?;
+    host.docker(&["rename", before.id(), "agent-runs-renamed"])?;
+    until("its new name is registered", SOON, || {
+        Ok(field(&etcd, &key_of(&before), "container")? == "agent-runs-renamed")
+    })?;
+    after.stop(5)?;
+    until("what was stopped is withdrawn", SOON, || Ok(keys(&etcd)? == [key_of(&before)]))
+}
+
+#[test]
+fn a_container_drains_between_its_stop_signal_and_its_end() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let worker = worker(&host, "agent-drains", 1, &["--env", "DRAIN_MS=300"])?;
+    let _agent = Agent::start(&etcd, "agent-drains", &[])?;
+    until("it is registered", SOON, || Ok(keys(&etcd)? == [key_of(&worker)]))?;
+    let watch = etcd.ctl().watch(INSTANCES)?;
+    worker.stop(5)?;
+    let events = until("it is withdrawn", SOON, || {
+        let events = watch.events()?;
+        Ok(events.iter().any(|event| matches!(event, Event::Delete { .. })).then_some(events))
+    })?;
+    let Some(Event::Put { value, .. }) = events.first() else {
+        panic!("it was not marked first: {events:?}")
+    };
+    assert!(value.contains(r#""status":"draining""#), "{value}");
+    Ok(())
+}
+
+#[test]
+fn sigterm_withdraws_everything_at_once() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let _workers = [worker(&host, "agent-terms", 1, &[])?, worker(&host, "agent-terms", 2, &[])?];
+    let mut agent = Agent::start(&etcd, "agent-terms", &[])?;
+    until("they are registered", SOON, || Ok(keys(&etcd)?.len() == 2))?;
+    assert_eq!(agent.program.terminate(SOON)?.code(), Some(0));
+    assert_eq!(etcd.ctl().keys("/rollcall/")?, [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn kept_registrations_stay_and_are_adopted_without_a_watch_event() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let workers = [worker(&host, "agent-stays", 1, &[])?, worker(&host, "agent-stays", 2, &[])?];
+    let mut first = Agent::start(&etcd, "agent-stays", &["--on-exit", "keep"])?;
+    until("they are registered", SOON, || Ok(keys(&etcd)?.len() == 2))?;
+    let watch = etcd.ctl().watch(INSTANCES)?;
+    assert_eq!(first.program.terminate(SOON)?.code(), Some(0));
+    let mut second = Agent::start(&etcd, "agent-stays", &[])?;
+    second.program.wait_log("adopted=true", SOON)?;
+    second.program.kill();
+    assert_eq!(keys(&etcd)?.len(), 2, "a crash leaves them to their TTL");
+    let _third = Agent::start(&etcd, "agent-stays", &[])?;
+    // One that ended while no agent ran is the only difference.
+    workers[0].kill("KILL")?;
+    let gone = [Event::Delete { key: key_of(&workers[0]) }];
+    let events = until("the difference is written", SOON, || {
+        let events = watch.events()?;
+        Ok((!events.is_empty()).then_some(events))
+    })?;
+    assert_eq!(events, gone);
+    Ok(())
+}
+
+#[test]
+fn what_a_crashed_agent_leaves_lives_until_the_ttl() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let worker = worker(&host, "agent-dies", 1, &[])?;
+    let mut agent = Agent::start(&etcd, "agent-dies", &["--ttl", "3s", "--refresh", "1s"])?;
+    until("it is registered", SOON, || Ok(keys(&etcd)? == [key_of(&worker)]))?;
+    let crash = Instant::now();
+    agent.program.kill();
+    assert_eq!(keys(&etcd)?.len(), 1);
+    until("the TTL is over", SOON, || Ok(keys(&etcd)?.is_empty()))?;
+    assert!(crash.elapsed() >= Duration::from_secs(1), "it went after {:?}", crash.elapsed());
+    Ok(())
+}
+
+#[test]
+fn what_someone_else_deletes_or_changes_is_put_back() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let worker = worker(&host, "agent-mends", 1, &[])?;
+    let _agent = Agent::start(&etcd, "agent-mends", &[])?;
+    let key = key_of(&worker);
+    let ours = until("it is registered", SOON, || etcd.ctl().get(&key))?;
+    etcd.ctl().del(&key)?;
+    until("it is put back", SOON, || Ok(etcd.ctl().get(&key)?.as_ref() == Some(&ours)))?;
+    etcd.ctl().put(&key, "scribble")?;
+    until("it is mended", SOON, || Ok(etcd.ctl().get(&key)?.as_ref() == Some(&ours)))?;
+    let foreign = format!("{INSTANCES}h1/ffffffffffff/80-tcp");
+    etcd.ctl().put(&foreign, "scribble")?;
+    until("what is not ours under our name goes", SOON, || Ok(etcd.ctl().get(&foreign)?.is_none()))?;
+    etcd.ctl().del("/rollcall/nodes/h1")?;
+    until("the claim is put back", SOON, || Ok(etcd.ctl().get("/rollcall/nodes/h1")?.is_some()))?;
+    until("and the instance stands", SOON, || Ok(etcd.ctl().get(&key)?.as_ref() == Some(&ours)))
+}
+
+#[test]
+fn everything_is_put_back_after_etcd_lost_its_data() -> Result<()> {
+    let (mut etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let worker = worker(&host, "agent-resists", 1, &[])?;
+    let _agent = Agent::start(&etcd, "agent-resists", &["--ttl", "5s", "--refresh", "1s"])?;
+    until("it is registered", SOON, || Ok(keys(&etcd)? == [key_of(&worker)]))?;
+    etcd.stop()?;
+    etcd.wipe()?;
+    etcd.start_again()?;
+    until("it is registered again", Duration::from_secs(20), || Ok(keys(&etcd)? == [key_of(&worker)]))
+}
+
+#[test]
+fn a_second_engine_under_the_same_name_is_refused_naming_both() -> Result<()> {
+    let etcd = Etcd::start()?;
+    let other = serde_json::json!({
+        "v": 1, "engine": "THE:OTHER:ENGINE", "holder": "x", "version": "0", "ttl_seconds": 60,
+        "started_at": "2026-01-01T00:00:00Z",
+    });
+    let lease = etcd.etcdctl(&["lease", "grant", "60"])?;
+    let lease = lease.split_whitespace().nth(1).context("a lease ID")?.to_owned();
+    etcd.etcdctl(&["put", "--lease", &lease, "/rollcall/nodes/h1", &other.to_string()])?;
+    let mut command = Program::agent()?;
+    command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off"]);
+    let mut agent = Program::start("agent", command)?;
+    assert_eq!(agent.wait(SOON)?.code(), Some(1));
+    let error = agent.wait_log("error: ", SOON)?;
+    let engine = DockerHost::local()?.docker(&["info", "--format", "{{.ID}}"])?;
+    assert!(error.contains("THE:OTHER:ENGINE") && error.contains(&engine), "{error}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_another_of_its_engine_has_succeeded_stops_and_revokes_nothing() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let _worker = worker(&host, "agent-yields", 1, &[])?;
+    let mut first = Agent::start(&etcd, "agent-yields", &[])?;
+    until("it is registered", SOON, || Ok(keys(&etcd)?.len() == 1))?;
+    let _second = Agent::start(&etcd, "agent-yields", &[])?;
+    assert_eq!(first.program.wait(SOON)?.code(), Some(1));
+    first.program.wait_log("another process has taken", SOON)?;
+    assert_eq!(keys(&etcd)?.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_quiet_host_writes_nothing() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let _workers =
+        (0..50).map(|number| worker(&host, "agent-quiet", number, &[])).collect::<Result<Vec<_>>>()?;
+    let _agent = Agent::start(&etcd, "agent-quiet", &["--ttl", "3s", "--refresh", "500ms"])?;
+    until("they are registered", SOON, || Ok(keys(&etcd)?.len() == 50))?;
+    let watch = etcd.ctl().watch("/")?;
+    let revision = etcd.ctl().revision()?;
+    let keep_alives = || etcd.metric("grpc_server_msg_received_total{grpc_method=\"LeaseKeepAlive\"");
+    let before = keep_alives()?;
+    until("ten refreshes are over", Duration::from_secs(30), || Ok(keep_alives()? >= before + 10.0))?;
+    assert_eq!(etcd.ctl().revision()?, revision);
+    assert_eq!(watch.lines(), [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<()> {
+    for (flags, code, expected) in [
+        (
+            vec!["--etcd", "http://127.0.0.1:1", "--ttl", "30s", "--refresh", "30s"],
+            2,
+            "--refresh is 30s: expected more than 0s and less than --ttl (30s)",
+        ),
+        (vec!["--etcd", "nonsense"], 2, "expected host:port"),
+        (vec![], 2, "--etcd (ETCDCTL_ENDPOINTS) is not given"),
+        (vec!["--etcd", "http://127.0.0.1:1", "--only-name", "("], 2, "--only-name"),
+        (vec!["--etcd", "http://127.0.0.1:1", "--wait", "0s"], 1, "etcd at http://127.0.0.1:1: "),
+        (
+            vec!["--etcd", "http://127.0.0.1:1", "--docker-host", "unix:///none.sock"],
+            2,
+            "there is no socket /none.sock",
+        ),
+        (
+            vec!["--etcd", "http://127.0.0.1:1", "--docker-host", "tcp://127.0.0.1:1", "--wait", "0s"],
+            1,
+            "Docker at tcp://127.0.0.1:1",
+        ),
+        (vec!["--etcd", "http://127.0.0.1:1", "--advertise", "nosuch0"], 2, "--advertise is nosuch0"),
+        (
+            vec!["--etcd", "http://127.0.0.1:1", "--etcd-cert", "/x"],
+            2,
+            "--etcd-cert is set without --etcd-key",
+        ),
+    ] {
+        let mut command = Program::agent()?;
+        command.args(["--listen", "off"]).args(&flags);
+        let mut agent = Program::start("agent", command)?;
+        let status = agent.wait(SOON)?;
+        let log = agent.log();
+        assert_eq!(status.code(), Some(code), "{flags:?}: {log}");
+        assert!(log.contains(expected), "{flags:?}: {log}");
+        let errors = log.lines().filter(|line| line.contains("error: ")).count();
+        assert_eq!(errors, 1, "{flags:?}: {log}");
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! The store's contract on real etcd, and what only etcd can do: members that fail, certificates, users.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use futures_util::StreamExt;
+use rollcall_shared::store::{
+    Op, Revision, Store, StoreError, conformance, etcd::EtcdStore, settings::EtcdSettings,
+};
+use rollcall_tests::{Etcd, EtcdCluster, EtcdConfig, Tls};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    etcd: EtcdSettings,
+}
+
+/// A store with the settings that the command line would give it.
+fn store(endpoints: &[String], flags: &[&str]) -> Result<EtcdStore> {
+    let etcd = format!("--etcd={}", endpoints.join(","));
+    let Cli { etcd } = Cli::try_parse_from(["test", &etcd].iter().chain(flags))?;
+    Ok(EtcdStore::new(etcd)?)
+}
+
+fn put(key: &str) -> [Op; 1] {
+    [Op::Put { key: key.to_owned(), value: b"value".to_vec() }]
+}
+
+#[tokio::test]
+async fn a_single_etcd_keeps_the_contract() -> Result<()> {
+    let etcd = Etcd::start()?;
+    conformance::run(&store(&[etcd.endpoint()], &[])?).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cluster_of_three_keeps_the_contract() -> Result<()> {
+    let cluster = EtcdCluster::start(3)?;
+    conformance::run(&store(&cluster.endpoints(), &[])?).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn when_a_member_fails_the_next_one_is_asked() -> Result<()> {
+    let mut cluster = EtcdCluster::start(3)?;
+    let store = store(&cluster.endpoints(), &[])?;
+    let mut revision = store.commit(&put("/a/0"), None, None).await?;
+    let lease = store.grant(Duration::from_secs(60)).await?;
+    for member in 0..3 {
+        cluster.member_mut(member).kill();
+        // The one killed may have been the leader: the others need an election time-out to see it.
+        let key = format!("/a/{}", member + 1);
+        let commit = async {
+            loop {
+                match store.commit(&put(&key), Some(lease), None).await {
+                    Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    committed => return committed,
+                }
+            }
+        };
+        let next = tokio::time::timeout(Duration::from_secs(20), commit).await.context("a commit")??;
+        assert!(next > revision);
+        revision = next;
+        assert_eq!(store.list("/a/").await?.entries.len(), member + 2);
+        cluster.member_mut(member).start_again()?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_compacted_history_and_a_store_that_went_back_are_told_apart() -> Result<()> {
+    let mut etcd = Etcd::start()?;
+    let store = store(&[etcd.endpoint()], &[])?;
+    let first = store.commit(&put("/a/1"), None, None).await?;
+    let last = store.commit(&put("/a/2"), None, None).await?;
+    etcd.etcdctl(&["compact", &last.to_string()])?;
+    let Revision(asked) = first;
+    // A watch after the revision before `first` wants what is compacted.
+    let mut watch = store.watch("/a/", Revision(asked - 1)).await?;
+    let next = tokio::time::timeout(Duration::from_secs(5), watch.next()).await?;
+    assert!(matches!(next, Some(Err(StoreError::Compacted { .. }))), "{next:?}");
+    etcd.stop()?;
+    etcd.wipe()?;
+    etcd.start_again()?;
+    let rolled_back = loop {
+        match store.watch("/a/", last).await.map(drop) {
+            Err(StoreError::Unavailable(_)) => {}
+            watched => break watched,
+        }
+    };
+    assert!(matches!(rolled_back, Err(StoreError::RolledBack { .. })), "{rolled_back:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn mutual_tls_and_a_user_are_let_in_and_strangers_are_told_why_not() -> Result<()> {
+    let tls = Arc::new(Tls::generate(&[])?);
+    let mut etcd = Etcd::start_with(EtcdConfig { tls: Some(tls.clone()), ..EtcdConfig::default() })?;
+    etcd.enable_auth("secret")?;
+    let endpoint = [etcd.endpoint()];
+    let (cert, key) = tls.client();
+    let flags = |cacert: &str, password: &str| {
+        let show = |path: &std::path::Path| path.display().to_string();
+        [
+            format!("--etcd-cacert={cacert}"),
+            format!("--etcd-cert={}", show(&cert)),
+            format!("--etcd-key={}", show(&key)),
+            format!("--etcd-user=root:{password}"),
+        ]
+    };
+    let ask = async |cacert: &str, password: &str| {
+        let flags = flags(cacert, password);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let store = store(&endpoint, &flags).expect("the settings fit");
+        store.list("/a/").await.map(|listing| listing.entries.len())
+    };
+    let ca = tls.ca().display().to_string();
+    assert!(matches!(ask(&ca, "secret").await, Ok(0)));
+    let wrong_password = ask(&ca, "guess").await.expect_err("the password is wrong");
+    assert!(matches!(wrong_password, StoreError::Denied(_)), "{wrong_password:?}");
+    let other = Tls::generate(&[])?;
+    let wrong_ca = ask(&other.ca().display().to_string(), "secret").await.expect_err("the CA is another's");
+    assert!(wrong_ca.to_string().contains("certificate"), "{wrong_ca}");
+    Ok(())
+}
+
+#[test]
+fn a_certificate_that_is_none_is_refused_naming_its_setting() -> Result<()> {
+    let error = store(&["https://127.0.0.1:1".to_owned()], &["--etcd-cacert=/dev/null"]).expect_err("no PEM");
+    assert_eq!(error.to_string(), "--etcd-cacert is /dev/null: expected a PEM file");
+    Ok(())
+}
