@@ -82,7 +82,7 @@ impl Drop for Program {
     }
 }
 
-/// The folder with the built programs. ROLLCALL_TEST_PROFILE=release tests those of a release.
+/// The folder with the built programs, of the caller's own profile: a release bench measures a release.
 ///
 /// # Errors
 /// They do not build; the message has what cargo said.
@@ -93,7 +93,7 @@ pub fn built() -> Result<PathBuf> {
 }
 
 fn build() -> Result<PathBuf> {
-    let release = env::var("ROLLCALL_TEST_PROFILE").is_ok_and(|profile| profile == "release");
+    let release = !cfg!(debug_assertions);
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args([
         "build",

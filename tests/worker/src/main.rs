@@ -1,12 +1,14 @@
 //! The worker: serves its hostname on PORT (80), and on SIGTERM goes on serving for DRAIN_MS (1500) before it
-//! exits 0.
+//! exits 0. On SIGHUP it appends the time, in nanoseconds since 1970, as a line to HUP_LOG, if that is set.
 
 use std::error::Error;
+use std::fs::File;
+use std::io::Write;
 use std::net::{Ipv6Addr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, fs, process, thread};
 
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGHUP, SIGTERM};
 use signal_hook::iterator::Signals;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -16,11 +18,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let hostname = fs::read_to_string("/proc/sys/kernel/hostname")?;
 
     // Before the port opens: whoever sees it open may stop us.
-    let mut signals = Signals::new([SIGTERM])?;
+    let mut signals = Signals::new([SIGTERM, SIGHUP])?;
+    let mut hups = env::var_os("HUP_LOG")
+        .map(|path| File::options().append(true).create(true).open(path))
+        .transpose()?;
     thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            thread::sleep(drain);
-            process::exit(0);
+        for signal in signals.forever() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
+            match (signal, &mut hups) {
+                (SIGHUP, Some(log)) => writeln!(log, "{}", now.as_nanos()).expect("the log takes a line"),
+                (SIGHUP, None) => {}
+                _ => {
+                    thread::sleep(drain);
+                    process::exit(0);
+                }
+            }
         }
     });
     // [::] takes IPv4 as well, unless the container has no IPv6 at all.

@@ -1,0 +1,133 @@
+//! Docker's API by hand, without anything that costs time: what the floors are measured with.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+const SOCKET: &str = "/var/run/docker.sock";
+
+/// Asks and gives the body. HTTP/1.0, so that the end of the stream is the end of the body.
+pub fn call(method: &str, path: &str, body: Option<&Value>) -> Result<String> {
+    let mut stream = UnixStream::connect(SOCKET)?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer of HTTP")?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    ensure!(status.starts_with('2') || status == "304", "{method} {path}: {status} {body}");
+    Ok(body.to_owned())
+}
+
+/// Something that happened to a container, and when.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The container's full ID.
+    pub id: String,
+    /// `start` or `die`.
+    pub action: String,
+    /// When Docker says it happened, since 1970.
+    pub at: Duration,
+    /// When we read it, since 1970.
+    pub read_at: Duration,
+}
+
+/// The time since 1970.
+pub fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970")
+}
+
+/// Starts and ends of containers from now on.
+pub fn events() -> Result<Receiver<Event>> {
+    let mut stream = UnixStream::connect(SOCKET)?;
+    let filters = "%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22start%22%2C%22die%22%5D%7D";
+    write!(stream, "GET /events?filters={filters} HTTP/1.0\r\n\r\n")?;
+    let mut lines = BufReader::new(stream).lines();
+    // The head comes as soon as the subscription stands.
+    while !lines.next().context("a head")??.is_empty() {}
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let read_at = now();
+            let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+            let (Some(id), Some(action)) = (event["id"].as_str(), event["Action"].as_str()) else { continue };
+            let at = Duration::from_nanos(event["timeNano"].as_u64().unwrap_or_default());
+            let event = Event { id: id.to_owned(), action: action.to_owned(), at, read_at };
+            if sender.send(event).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// Awaits what happens to a container.
+pub fn await_event(events: &Receiver<Event>, id: &str, action: &str) -> Result<Event> {
+    loop {
+        let event =
+            events.recv_timeout(Duration::from_secs(20)).with_context(|| format!("{action} of {id}"))?;
+        if event.id == id && event.action == action {
+            return Ok(event);
+        }
+    }
+}
+
+/// A container of the worker image with port 80 published, made but not started; removed when dropped.
+#[derive(Debug)]
+pub struct Made {
+    /// The full ID.
+    pub id: String,
+}
+
+impl Made {
+    /// Makes one. `extra` is merged into its HostConfig.
+    pub fn new(name: &str, env: &[&str], labels: Value, binds: &[String]) -> Result<Self> {
+        let image = rollcall_tests::image::worker()?;
+        let host = serde_json::json!({ "PortBindings": { "80/tcp": [{ "HostPort": "" }] }, "Binds": binds });
+        let body = serde_json::json!({ "Image": image, "Env": env, "Labels": labels,
+                                       "ExposedPorts": { "80/tcp": {} }, "HostConfig": host });
+        let made: Value =
+            serde_json::from_str(&call("POST", &format!("/containers/create?name={name}"), Some(&body))?)?;
+        let Some(id) = made["Id"].as_str() else { bail!("no ID in {made}") };
+        Ok(Self { id: id.to_owned() })
+    }
+
+    /// Starts it.
+    pub fn start(&self) -> Result<()> {
+        call("POST", &format!("/containers/{}/start", self.id), None).map(drop)
+    }
+
+    /// Kills it.
+    pub fn kill(&self) -> Result<()> {
+        call("POST", &format!("/containers/{}/kill", self.id), None).map(drop)
+    }
+
+    /// What an inspection says.
+    pub fn inspect(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&call("GET", &format!("/containers/{}/json", self.id), None)?)?)
+    }
+
+    /// The host's port of port 80.
+    pub fn port(&self) -> Result<String> {
+        let inspected = self.inspect()?;
+        let port = inspected["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"].as_str();
+        Ok(port.context("a published port")?.to_owned())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Err(error) = call("DELETE", &format!("/containers/{}?force=1", self.id), None) {
+            eprintln!("bench: {error:#}");
+        }
+    }
+}

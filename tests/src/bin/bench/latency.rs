@@ -1,0 +1,67 @@
+//! From a container's start and end to the file, and to the signal.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rollcall_tests::until;
+
+use crate::engine::{self, Made};
+use crate::figures::{Figures, heading};
+use crate::floors::{self, Floors};
+use crate::stage::{Mode, Stage};
+use crate::watched;
+
+/// Between two changes: longer than what gathers them.
+const APART: Duration = Duration::from_millis(1100);
+
+/// Measures and prints both modes, with one and with fifty others running.
+pub fn run(runs: usize) -> Result<()> {
+    let floors = floors::measure(runs)?;
+    for (mode, name) in [(Mode::Etcd, "etcd on loopback"), (Mode::Embedded, "embedded")] {
+        for others in [1, 50] {
+            heading(&format!("{name}, {others} other running"));
+            measure(mode, others, runs, &floors)?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(mode: Mode, others: usize, runs: usize, floors: &Floors) -> Result<()> {
+    let others: Vec<Made> = (0..others)
+        .map(|number| Made::new(&format!("bench-other-{number}"), &[], serde_json::json!({}), &[]))
+        .collect::<Result<_>>()?;
+    others.iter().try_for_each(Made::start)?;
+    let stage = Stage::start(mode)?;
+    let versions = watched::watch(&stage.file())?;
+    let events = engine::events()?;
+    let made = Made::new("bench-subject", &[], serde_json::json!({}), &[])?;
+    let mut start_to_file = Figures::default();
+    let mut start_to_hup = Figures::default();
+    let mut file_to_hup = Figures::default();
+    let mut die_to_file = Figures::default();
+    for _ in 0..runs {
+        std::thread::sleep(APART);
+        let heard = stage.hups()?.len();
+        made.start()?;
+        let event = engine::await_event(&events, &made.id, "start")?;
+        let port = format!(":{} ", made.port()?);
+        let listed = |text: &str| text.replace(';', " ").contains(&port);
+        let version = watched::await_version(&versions, listed)?;
+        start_to_file.add(version.at.saturating_sub(event.at));
+        let hup = until("the signal", Duration::from_secs(10), || Ok(stage.hups()?.get(heard).copied()))?;
+        start_to_hup.add(hup.saturating_sub(event.at));
+        file_to_hup.add(hup.saturating_sub(version.at));
+        std::thread::sleep(APART);
+        made.kill()?;
+        let event = engine::await_event(&events, &made.id, "die")?;
+        let version = watched::await_version(&versions, |text| !listed(text))?;
+        die_to_file.add(version.at.saturating_sub(event.at));
+    }
+    let Floors { start_event, die_event, inspect, etcd, file, kill } = *floors;
+    let etcd_round = if mode == Mode::Etcd { etcd } else { 0.0 };
+    start_to_file.print("start -> file", Some(start_event + inspect + etcd_round + file));
+    die_to_file.print("die -> file", Some(die_event + etcd_round + file));
+    start_to_hup.print("start -> SIGHUP received", Some(start_to_file.median() + etcd_round + kill));
+    file_to_hup.print("file -> SIGHUP received", Some(etcd_round + kill));
+    Ok(())
+}
