@@ -1,1 +1,44 @@
-//! Placeholder until its first stage stands.
+//! The consumer: renders files from the roll of running containers, and has those who read them signalled.
+//!
+//! ```text
+//! store watch -> roll -> per target: select -> debounce -> guard -> render -> check -> install
+//!                                                                -> notify until acked
+//! ```
+//!
+//! It never touches Docker; only its embedded mode runs the agent, which does.
+
+pub mod config;
+pub mod settings;
+
+pub mod roll;
+pub mod select;
+
+pub mod debounce;
+pub mod target;
+
+pub mod guard;
+pub mod press;
+pub mod render;
+
+pub mod command;
+pub mod install;
+pub mod owner;
+
+pub mod generation;
+pub mod ledger;
+pub mod notify;
+
+pub mod condition;
+pub mod dry_run;
+pub mod embedded;
+pub mod run;
+
+pub use run::{Failure, run};
+
+/// What is wrong with the command line, on one line.
+pub fn usage(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let line = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    line.trim_start_matches("error: ").to_owned()
+}

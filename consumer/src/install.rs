@@ -1,0 +1,294 @@
+//! Puts bytes into a file: staged beside it, synced and renamed, so that a reader sees the old file or the
+//! new one and nothing between.
+//!
+//! The same bytes are not written again. Only a file that cannot be renamed over, such as one that is
+//! mounted by itself into a container, is rewritten in place. All of this blocks.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+};
+
+use rustix::{fs::Access, io::Errno};
+use tempfile::{NamedTempFile, TempPath};
+
+use crate::owner::{Mode, Owner};
+
+/// Earlier files that are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backups {
+    /// The folder.
+    pub dir: PathBuf,
+    /// How many.
+    pub keep: usize,
+}
+
+/// Why a file is not installed. Most of it is worth another try, once someone has looked.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {path}: {source}", path = path.display())]
+pub struct InstallError {
+    doing: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError + use<> {
+    let path = path.to_owned();
+    move |source| InstallError { doing, path, source }
+}
+
+/// Installs one file.
+#[derive(Debug, Clone)]
+pub struct Installer {
+    /// The file.
+    pub dest: PathBuf,
+    /// Its permission bits [default: as it has them, else 0644].
+    pub mode: Option<Mode>,
+    /// Its owner [default: as it has one].
+    pub owner: Option<Owner>,
+    /// Where the files that it replaces are kept.
+    pub backups: Option<Backups>,
+}
+
+/// A staged file that is yet to be installed. Dropping it removes it.
+#[derive(Debug)]
+pub struct Staged {
+    path: TempPath,
+    /// Where it goes: the destination, or what that is a link to.
+    dest: PathBuf,
+    /// Whether the destination must be rewritten in place.
+    in_place: bool,
+}
+
+impl Staged {
+    /// Where it is staged.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A new file's permission bits.
+const MODE: u32 = 0o644;
+
+impl Installer {
+    /// Checks, without touching anything, that the destination is a file, or can be one.
+    ///
+    /// # Errors
+    /// A sentence naming the destination and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        let dest = self.resolved().map_err(|error| error.to_string())?;
+        let bad = |why: &str| Err(format!("{} {why}", self.dest.display()));
+        match fs::metadata(&dest) {
+            Ok(found) if !found.is_file() => return bad("is not a file: expected a file or nothing there"),
+            Ok(_) if rustix::fs::access(&dest, Access::READ_OK).is_err() => {
+                return bad("cannot be read: expected permission to read it");
+            }
+            _ => {}
+        }
+        let dir = folder(&dest);
+        if !dir.is_dir() {
+            return bad(&format!("is in a folder that is not there: expected {} to exist", dir.display()));
+        }
+        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
+        if !writable(dir) && !writable(&dest) {
+            return bad(&format!("cannot be written: expected permission to write in {}", dir.display()));
+        }
+        Ok(())
+    }
+
+    /// Removes what a run that crashed left staged.
+    pub fn clear_leftovers(&self) {
+        let Ok(dest) = self.resolved() else { return };
+        let prefix = staged_prefix(&dest);
+        let Ok(entries) = fs::read_dir(folder(&dest)) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let ours = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
+            if ours
+                && entry.file_type().is_ok_and(|kind| kind.is_file())
+                && fs::remove_file(entry.path()).is_ok()
+            {
+                tracing::info!(file = %entry.path().display(), "removed what a crashed run had staged");
+            }
+        }
+    }
+
+    /// The bytes that are installed, if any are.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn installed(&self) -> Result<Option<Vec<u8>>, InstallError> {
+        match fs::read(&self.dest) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("cannot read", &self.dest)(error)),
+        }
+    }
+
+    /// Stages the bytes, or does nothing where the file has them already.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn stage(&self, bytes: &[u8]) -> Result<Option<Staged>, InstallError> {
+        let dest = self.resolved()?;
+        let found = fs::metadata(&dest).ok();
+        if found.as_ref().is_some_and(|found| found.len() == bytes.len() as u64)
+            && self.installed()?.as_deref() == Some(bytes)
+        {
+            return Ok(None);
+        }
+        let prefix = staged_prefix(&dest);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix);
+        let (mut file, mut in_place) = match builder.tempfile_in(folder(&dest)) {
+            Ok(file) => (file, false),
+            // The folder is closed to us but the file is open: it can still be rewritten in place.
+            Err(error) if found.is_some() && is_closed(&error) => {
+                (builder.tempfile().map_err(failed("cannot stage", &std::env::temp_dir()))?, true)
+            }
+            Err(error) => return Err(failed("cannot stage beside", &dest)(error)),
+        };
+        let staging = failed("cannot write", file.path());
+        let written = file.write_all(bytes).and_then(|()| {
+            let kept = self.dress(file.as_file(), found.as_ref())?;
+            in_place |= !kept;
+            file.as_file().sync_all()
+        });
+        written.map_err(staging)?;
+        Ok(Some(Staged { path: NamedTempFile::into_temp_path(file), dest, in_place }))
+    }
+
+    /// Gives the staged file its mode and owner. Tells whether it could: where the owner of the file that
+    /// it replaces can only be kept by leaving that file in place, it could not.
+    fn dress(&self, file: &File, found: Option<&fs::Metadata>) -> io::Result<bool> {
+        let mode = self.mode.map(|Mode(mode)| mode).or(found.map(|found| found.mode() & 0o7777));
+        let staged = file.metadata()?;
+        let wanted = self.owner.unwrap_or(Owner { user: None, group: None });
+        let user = wanted.user.or(found.map(MetadataExt::uid)).filter(|user| *user != staged.uid());
+        let group = wanted.group.or(found.map(MetadataExt::gid)).filter(|group| *group != staged.gid());
+        if user.is_some() || group.is_some() {
+            match fchown(file, user, group) {
+                Err(error) if self.owner.is_none() && error.kind() == io::ErrorKind::PermissionDenied => {
+                    return Ok(false);
+                }
+                owned => owned?,
+            }
+        }
+        file.set_permissions(fs::Permissions::from_mode(mode.unwrap_or(MODE)))?;
+        Ok(true)
+    }
+
+    /// Puts a staged file in place, after keeping the one that it replaces.
+    ///
+    /// # Errors
+    /// The operating system's; the old file is still there then, unless it had to be rewritten in place.
+    pub fn install(&self, staged: Staged) -> Result<(), InstallError> {
+        let Staged { path, dest, in_place } = staged;
+        if let Some(backups) = &self.backups {
+            backups.keep(&dest)?;
+        }
+        if in_place {
+            return rewrite(&path, &dest);
+        }
+        match path.persist(&dest) {
+            Ok(()) => Ok(()),
+            Err(error) if is_mounted(&error.error) => rewrite(&error.path, &dest),
+            Err(error) => Err(failed("cannot replace", &dest)(error.error)),
+        }
+    }
+
+    /// The destination, or the file that it is a link to, whether or not that is there.
+    fn resolved(&self) -> Result<PathBuf, InstallError> {
+        let mut path = self.dest.clone();
+        for _ in 0..40 {
+            match fs::read_link(&path) {
+                Ok(link) => path = folder(&path).join(link),
+                Err(_) => return Ok(path),
+            }
+        }
+        Err(failed("cannot follow", &self.dest)(io::Error::from(Errno::LOOP)))
+    }
+}
+
+impl Backups {
+    /// Copies the file into the folder, under its name and the time, and removes the oldest copies.
+    fn keep(&self, dest: &Path) -> Result<(), InstallError> {
+        if !dest.exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.dir).map_err(failed("cannot make the folder", &self.dir))?;
+        let mut prefix = dest.file_name().unwrap_or_default().to_owned();
+        prefix.push(".");
+        let mut name = prefix.clone();
+        name.push(jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ").to_string());
+        let copy = self.dir.join(name);
+        fs::copy(dest, &copy).map_err(failed("cannot keep a backup as", &copy))?;
+        let entries = fs::read_dir(&self.dir).map_err(failed("cannot list", &self.dir))?;
+        let mut copies: Vec<OsString> = entries
+            .flatten()
+            .map(|entry| entry.file_name())
+            .filter(|name| is_backup(name.as_encoded_bytes(), prefix.as_encoded_bytes()))
+            .collect();
+        copies.sort();
+        for old in &copies[..copies.len().saturating_sub(self.keep)] {
+            let old = self.dir.join(old);
+            fs::remove_file(&old).map_err(failed("cannot remove the old backup", &old))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file's name is the prefix and a time as [`Backups::keep`] writes it.
+fn is_backup(name: &[u8], prefix: &[u8]) -> bool {
+    const TIME: &[u8] = b"dddddddd.dddddd.ddddddZ";
+    name.strip_prefix(prefix).is_some_and(|time| {
+        time.len() == TIME.len()
+            && time.iter().zip(TIME).all(|(byte, shape)| match shape {
+                b'd' => byte.is_ascii_digit(),
+                b'Z' => *byte == b'Z',
+                _ => matches!(byte, b'T' | b'.'),
+            })
+    })
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A hidden name, so that no glob over the folder picks the staged file up.
+fn staged_prefix(dest: &Path) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(dest.file_name().unwrap_or_default());
+    prefix.push(".rollcall-");
+    prefix
+}
+
+fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw_os_error)
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(errno(error), Some(Errno::ACCESS | Errno::PERM | Errno::ROFS))
+}
+
+fn is_mounted(error: &io::Error) -> bool {
+    matches!(errno(error), Some(Errno::BUSY | Errno::XDEV))
+}
+
+/// Writes the staged bytes over the file itself, in one write, and cuts off what is left of the old ones.
+fn rewrite(staged: &Path, dest: &Path) -> Result<(), InstallError> {
+    let bytes = fs::read(staged).map_err(failed("cannot read", staged))?;
+    let write = || {
+        let mut file = OpenOptions::new().write(true).open(dest)?;
+        file.write_all(&bytes)?;
+        file.set_len(bytes.len() as u64)?;
+        file.sync_all()
+    };
+    write().map_err(failed("cannot rewrite in place", dest))
+}
