@@ -58,13 +58,7 @@ impl Embedded {
         stop: CancellationToken,
     ) -> Result<(), rollcall_agent::Error> {
         let Self { settings, lease, allowed } = self;
-        // The agent's future cannot be sent between threads; what it spawns can.
-        let runtime = tokio::runtime::Handle::current();
-        let run = move || {
-            let agent = rollcall_agent::embedded(settings, lease, store, keys, allowed, health, stop);
-            runtime.block_on(agent)
-        };
-        tokio::task::spawn_blocking(run).await.expect("the agent does not panic")
+        rollcall_agent::embedded(settings, lease, store, keys, allowed, health, stop).await
     }
 }
 

@@ -30,7 +30,9 @@ fn work(Cli { command, settings }: Cli) -> Result<(), Failure> {
         return health::check(settings.consumer.listen).map_err(Failure::Failed);
     }
     telemetry::start_logs(&settings.logs).map_err(Failure::Usage)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // One thread: what a change causes is many small steps in a row, and waking another thread for each
+    // takes longer than the step. What blocks has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
     let result = runtime.block_on(run(settings));
     // A file that is just being written may be finished; a command that hangs may not hold us up.

@@ -315,9 +315,9 @@ impl Crew {
     }
 
     /// Has each target at work once; gives the last failure, after all of them.
-    async fn work_once(&mut self, targets: Vec<Target>, wait: Duration) -> Result<(), Failure> {
+    async fn work_once(&mut self, mut targets: Vec<Target>, wait: Duration) -> Result<(), Failure> {
         let mut result = Ok(());
-        for target in targets {
+        for target in &mut targets {
             let name = target.name().clone();
             let done = tokio::select! {
                 done = target.once(wait) => done,

@@ -124,7 +124,7 @@ impl Target {
     ///
     /// # Errors
     /// Why the target has not what the roll calls for.
-    pub async fn once(mut self, wait: Duration) -> Result<(), Reason> {
+    pub async fn once(&mut self, wait: Duration) -> Result<(), Reason> {
         self.turn().await?;
         while self.awaited.is_some() {
             match tokio::time::timeout(wait, next_ack(&mut self.line)).await {
