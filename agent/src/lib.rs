@@ -118,13 +118,13 @@ pub async fn run(
     let Settings { docker: docker_settings, node: _, choice, signals } = settings;
     let Place { store, keys, towards: _, local: _ } = place;
     let Life { wait, lease, on_exit } = life;
-    let (docker, engine) = patiently(wait, async || {
+    let (docker, engine) = patiently(wait, || async {
         let docker = Docker::connect(&docker_settings).await?;
         let engine = docker.engine_id().await?;
         Ok((docker, engine))
     })
     .await?;
-    let standing = patiently(wait, async || Ok(store.list(&keys.acks_of(&policy.node)).await?)).await?;
+    let standing = patiently(wait, || async { Ok(store.list(&keys.acks_of(&policy.node)).await?) }).await?;
     let acks = Deliverer::read_acks(&keys, &standing.entries);
     let record = NodeRecord {
         v: V1,
@@ -238,10 +238,10 @@ pub async fn explain(settings: &Settings, place: &Place, container: &str) -> Res
 }
 
 /// Tries until it works, for at most `patience`: what is not there when a host boots may be a moment later.
-async fn patiently<T>(
-    patience: Duration,
-    mut attempt: impl AsyncFnMut() -> Result<T, Error>,
-) -> Result<T, Error> {
+async fn patiently<T, F>(patience: Duration, mut attempt: impl FnMut() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
     let mut retry = Retry::new(Duration::from_millis(100), Duration::from_secs(1));
     let deadline = Instant::now() + patience;
     loop {

@@ -70,7 +70,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { command, etcd, agent, lease, process, logs } = cli;
     telemetry::start_logs(&logs).map_err(Failure::Usage)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // One thread: what an event causes is many small steps in a row, and waking another thread for each
+    // takes longer than the step.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
     match command {
         Some(Command::Healthcheck) => health::check(process.listen).map_err(Failure::Failed),

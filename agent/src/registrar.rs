@@ -171,33 +171,34 @@ impl Registrar {
         let mut refresh_at = Instant::now() + self.refresh;
         let mut write_at = self.plan_ahead(session, state);
         loop {
-            let write = async {
-                match write_at {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let outcome = tokio::select! {
-                // Every branch is cancel safe: tokens, channels and timers. What follows one is not cut off.
-                biased;
-                () = stop.cancelled() => return End::Stopped,
-                () = write => self.write(session, state).await,
-                Some(update) = inputs.own.recv() => {
-                    state.registered.on_update(inputs.prefix, update);
-                    Ok(())
-                }
-                Some(update) = inputs.claims.recv() => {
-                    if is_lost(update, inputs.claim, session) { return End::Lost }
-                    Ok(())
-                }
-                Ok(()) = self.seen.changed() => Ok(()),
-                Ok(()) = self.acks.changed() => Ok(()),
-                () = tokio::time::sleep_until(refresh_at.into()) => {
-                    let kept = session.keep_alive(&*self.store).await;
-                    if kept.is_ok() {
-                        refresh_at = Instant::now() + self.refresh;
+            let outcome = if write_at.is_some_and(|at| at <= Instant::now()) && !stop.is_cancelled() {
+                // Not by a timer, whose steps are a millisecond.
+                self.write(session, state).await
+            } else {
+                tokio::select! {
+                    // Every branch is cancel safe: tokens, channels and timers. What follows one is not cut off.
+                    biased;
+                    () = stop.cancelled() => return End::Stopped,
+                    Some(update) = inputs.own.recv() => {
+                        state.registered.on_update(inputs.prefix, update);
+                        Ok(())
                     }
-                    kept
+                    Some(update) = inputs.claims.recv() => {
+                        if is_lost(update, inputs.claim, session) {
+                            return End::Lost;
+                        }
+                        Ok(())
+                    }
+                    Ok(()) = self.seen.changed() => Ok(()),
+                    Ok(()) = self.acks.changed() => Ok(()),
+                    () = sleep_until(write_at) => Ok(()),
+                    () = sleep_until(Some(refresh_at)) => {
+                        let kept = session.keep_alive(&*self.store).await;
+                        if kept.is_ok() {
+                            refresh_at = Instant::now() + self.refresh;
+                        }
+                        kept
+                    }
                 }
             };
             match outcome {
@@ -278,6 +279,13 @@ impl Registrar {
             Ok(Err(error)) => tracing::error!(%error, "could not withdraw, the TTL will"),
             Err(_) => tracing::error!("could not withdraw in {GOODBYE:?}, the TTL will"),
         }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
