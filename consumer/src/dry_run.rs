@@ -12,9 +12,9 @@ use crate::{config::TargetSettings, press, render::Rendered, select::Selection};
 /// A sentence, where it cannot be rendered or the file cannot be read.
 pub fn diff(target: &TargetSettings, selection: &Selection) -> Result<String, String> {
     let named = |error: String| format!("target {}: {error}", target.name);
-    let (renderer, installer) = press::parts(target);
+    let (mut renderer, installer) = press::parts(target);
     let Rendered { bytes, left_out, .. } =
-        renderer.render(selection.rows()).map_err(|error| named(error.to_string()))?;
+        renderer.render(selection).map_err(|error| named(error.to_string()))?;
     let installed = installer.installed().map_err(|error| named(error.to_string()))?;
     let dest = target.dest.display();
     let (old, new) = (installed.as_deref().unwrap_or_default(), bytes.as_slice());

@@ -31,6 +31,8 @@ pub mod notify;
 pub mod condition;
 pub mod dry_run;
 pub mod embedded;
+#[cfg(test)]
+mod maker;
 pub mod run;
 
 pub use run::{Failure, run};

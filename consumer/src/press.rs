@@ -113,9 +113,8 @@ impl Press {
         let (rendered, is_suspect, started, step) = {
             // Held for as long as rendering takes; the roll waits for it, and so goes on to no half of it.
             let selection = selection.borrow();
-            let new = selection.rows().filter(|row| row.since > self.shown);
-            let started = new.map(|row| row.instance.started_at).collect();
-            (self.renderer.render(selection.rows())?, selection.is_suspect(), started, selection.step())
+            let started = selection.newer_than(self.shown).map(|row| row.instance.started_at).collect();
+            (self.renderer.render(&selection)?, selection.is_suspect(), started, selection.step())
         };
         let Rendered { bytes, instances, left_out } = rendered;
         if let Verdict::Hold { until, reason } = self.guard.judge(instances, is_suspect, now) {
@@ -174,8 +173,7 @@ impl Press {
 /// What renders and what installs a target's file.
 pub fn parts(target: &TargetSettings) -> (Renderer, Installer) {
     let TargetSettings { name, dest, content, select, mode, owner, backups, .. } = target;
-    let renderer =
-        Renderer { target: name.clone(), content: content.clone(), services: select.named_services() };
+    let renderer = Renderer::new(name.clone(), content.clone(), select.named_services());
     let installer = Installer { dest: dest.clone(), mode: *mode, owner: *owner, backups: backups.clone() };
     (renderer, installer)
 }

@@ -4,8 +4,8 @@
 //! cannot express is left out and named, and is never the end of the rest. Nothing is written here.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    fmt, fs,
+    collections::{BTreeMap, HashMap},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,7 @@ use rollcall_shared::{
 };
 use serde::Serialize;
 
-use crate::select::{Row, is_reachable};
+use crate::select::{Group, Row, Selection, is_reachable};
 
 /// A built-in format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
@@ -91,22 +91,44 @@ pub struct Rendered {
     pub bytes: Vec<u8>,
     /// How many instances are in it.
     pub instances: usize,
-    /// The instances that the format cannot express, and why not.
+    /// The instances that the format cannot express.
     pub left_out: Vec<String>,
 }
 
 /// Renders one target.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Renderer {
-    /// The target's name, which templates may show.
-    pub target: TargetName,
-    /// What to render by.
-    pub content: Content,
+    target: TargetName,
+    content: Content,
     /// Services that are there also while they have no instance.
-    pub services: Vec<ServiceName>,
+    named: Vec<ServiceName>,
+    /// What each service came to, as long as its rows have not changed: one change among many instances
+    /// costs what its own service costs.
+    blocks: HashMap<ServiceName, (u64, Block)>,
+}
+
+/// What one service comes to.
+#[derive(Debug)]
+struct Block {
+    body: Body,
+    instances: usize,
+    left_out: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Body {
+    /// Its part of the file.
+    Text(String),
+    /// Its list, as templates see it.
+    List(Vec<Value>),
 }
 
 impl Renderer {
+    /// A renderer for the target. The `named` services are there also while they have no instance.
+    pub fn new(target: TargetName, content: Content, named: Vec<ServiceName>) -> Self {
+        Self { target, content, named, blocks: HashMap::new() }
+    }
+
     /// Checks what can be checked before there is a roll: that a template can be read and parsed.
     ///
     /// # Errors
@@ -118,94 +140,121 @@ impl Renderer {
         }
     }
 
-    /// Renders the rows, which come in order.
+    /// Renders the selection.
     ///
     /// # Errors
     /// A template that cannot be read or fails.
-    pub fn render<'r>(
-        &'r self,
-        rows: impl Iterator<Item = &'r Row> + Clone,
-    ) -> Result<Rendered, RenderError> {
-        match &self.content {
-            Content::Format(Format::Json) => json(rows),
-            Content::Format(format) => self.render_servers(*format, rows),
-            Content::Template(path) => self.render_template(path, rows),
+    pub fn render(&mut self, selection: &Selection) -> Result<Rendered, RenderError> {
+        self.blocks.retain(|service, _| selection.groups().contains_key(service));
+        for (service, Group { rows, step }) in selection.groups() {
+            if self.blocks.get(service).is_none_or(|(known, _)| known != step) {
+                let block = self.block(service, &rows.iter().collect::<Vec<_>>())?;
+                self.blocks.insert(service.clone(), (*step, block));
+            }
         }
-    }
-
-    fn render_servers<'r>(
-        &'r self,
-        format: Format,
-        rows: impl Iterator<Item = &'r Row>,
-    ) -> Result<Rendered, RenderError> {
-        let mut left_out = Vec::new();
-        let reachable = rows.filter(|row| {
-            let reachable = is_reachable(&row.endpoint.address);
-            if !reachable {
-                left_out.push(format!("{} of {} at {}", row.instance.container, row.id.node, row.endpoint));
-            }
-            reachable
-        });
-        let (text, instances) = match format {
-            Format::CitusWorkers => {
-                let mut seen = HashSet::new();
-                let workers: Vec<&Endpoint> =
-                    reachable.map(|row| &row.endpoint).filter(|endpoint| seen.insert(*endpoint)).collect();
-                (CitusWorkers { workers: &workers }.render(), workers.len())
-            }
-            Format::NginxUpstream | Format::HaproxyBackend => {
-                let same = format == Format::NginxUpstream;
-                let services = self.group(reachable, same);
-                let instances = services.iter().map(|service| service.servers.len()).sum();
-                let text = match format {
-                    Format::NginxUpstream => NginxUpstream { services: &services }.render(),
-                    _ => HaproxyBackend { services: &services }.render(),
-                };
-                (text, instances)
-            }
-            Format::Json => unreachable!("JSON has no servers"),
+        let absent = self.named.iter().filter(|name| !selection.groups().contains_key(*name));
+        let absent: Vec<(&ServiceName, Block)> =
+            absent.map(|name| Ok((name, self.block(name, &[])?))).collect::<Result<_, RenderError>>()?;
+        let present = selection.groups().keys().map(|service| (service, &self.blocks[service].1));
+        let mut blocks: Vec<(&ServiceName, &Block)> =
+            absent.iter().map(|(name, block)| (*name, block)).chain(present).collect();
+        blocks.sort_by_key(|(service, _)| *service);
+        let bytes = match &self.content {
+            Content::Format(format) => format.join(blocks.iter().filter_map(|(_, block)| block.text())),
+            Content::Template(path) => self.fill(path, &blocks)?,
         };
-        let bytes = text.map_err(|error| RenderError::Format(error.to_string()))?.into_bytes();
-        Ok(Rendered { bytes, instances, left_out })
+        Ok(Rendered {
+            bytes,
+            instances: blocks.iter().map(|(_, block)| block.instances).sum(),
+            left_out: blocks.iter().flat_map(|(_, block)| &block.left_out).cloned().collect(),
+        })
     }
 
-    /// The rows by service, with the services that the target names; `distinct` drops repeated endpoints.
-    fn group<'r>(&'r self, rows: impl Iterator<Item = &'r Row>, distinct: bool) -> Vec<Service<'r>> {
-        let mut groups: BTreeMap<&ServiceName, Vec<Server<'r>>> =
-            self.services.iter().map(|name| (name, vec![])).collect();
-        let mut last: Option<&Row> = None;
-        for row in rows {
-            let same_service = last.filter(|last| last.instance.service == row.instance.service);
-            if distinct && same_service.is_some_and(|last| last.endpoint == row.endpoint) {
-                continue;
+    fn block(&self, service: &ServiceName, rows: &[&Row]) -> Result<Block, RenderError> {
+        match &self.content {
+            Content::Format(format) => format.block(service, rows),
+            Content::Template(_) => {
+                let list = rows.iter().map(|row| Value::from(Serde(View::of(row)))).collect();
+                Ok(Block { body: Body::List(list), instances: rows.len(), left_out: vec![] })
             }
-            groups.entry(&row.instance.service).or_default().push(Server(row));
-            last = Some(row);
         }
-        groups.into_iter().map(|(name, servers)| Service { name, servers }).collect()
     }
 
-    fn render_template<'r>(
-        &self,
-        path: &Path,
-        rows: impl Iterator<Item = &'r Row>,
-    ) -> Result<Rendered, RenderError> {
+    /// Fills the user's template in.
+    fn fill(&self, path: &Path, blocks: &[(&ServiceName, &Block)]) -> Result<Vec<u8>, RenderError> {
         let environment = environment(path)?;
         let failed = |error| failed(path, &error);
-        let mut instances = Vec::new();
-        let mut services: BTreeMap<&str, Vec<Value>> =
-            self.services.iter().map(|name| (name.as_str(), vec![])).collect();
-        for row in rows {
-            let value = Value::from(Serde(View::of(row)));
-            services.entry(row.instance.service.as_str()).or_default().push(value.clone());
-            instances.push(value);
-        }
-        let count = instances.len();
+        let instances: Vec<Value> = blocks.iter().flat_map(|(_, block)| block.list()).cloned().collect();
+        let services: BTreeMap<&str, Value> = blocks
+            .iter()
+            .map(|(service, block)| (service.as_str(), block.list().iter().cloned().collect()))
+            .collect();
         let target = context! { name => self.target.as_str() };
         let context = context! { instances, services, target };
         let template = environment.get_template(MAIN).map_err(failed)?;
-        let text = template.render(context).map_err(failed)?;
-        Ok(Rendered { bytes: text.into_bytes(), instances: count, left_out: vec![] })
+        Ok(template.render(context).map_err(failed)?.into_bytes())
+    }
+}
+
+impl Block {
+    fn text(&self) -> Option<&str> {
+        match &self.body {
+            Body::Text(text) => Some(text),
+            Body::List(_) => None,
+        }
+    }
+
+    fn list(&self) -> &[Value] {
+        match &self.body {
+            Body::Text(_) => &[],
+            Body::List(list) => list,
+        }
+    }
+}
+
+/// What stands at the top of a file, where its syntax has comments.
+const HEADER: &str = "# Rendered by Rollcall; do not edit.\n";
+
+impl Format {
+    /// One service's part of the file.
+    fn block(self, service: &ServiceName, rows: &[&Row]) -> Result<Block, RenderError> {
+        if self == Format::Json {
+            return json(rows);
+        }
+        let (mut servers, unreachable): (Vec<&Row>, Vec<&Row>) =
+            rows.iter().partition(|row| is_reachable(&row.endpoint.address));
+        if self != Format::HaproxyBackend {
+            // Two agents may name one endpoint, where containers are known by name; it is still one server.
+            servers.dedup_by_key(|row| &row.endpoint);
+        }
+        let servers = servers.as_slice();
+        let text = match self {
+            Format::CitusWorkers => CitusWorkers { servers }.render(),
+            Format::NginxUpstream => NginxUpstream { service, servers }.render(),
+            Format::HaproxyBackend => HaproxyBackend { service, servers }.render(),
+            Format::Json => unreachable!("JSON was rendered above"),
+        };
+        let name = |row: &&Row| format!("{} of {} at {}", row.instance.container, row.id.node, row.endpoint);
+        Ok(Block {
+            body: Body::Text(text.map_err(|error| RenderError::Format(error.to_string()))?),
+            instances: servers.len(),
+            left_out: unreachable.iter().map(name).collect(),
+        })
+    }
+
+    /// The file of these parts.
+    fn join<'b>(self, blocks: impl Iterator<Item = &'b str>) -> Vec<u8> {
+        let blocks: Vec<&str> = blocks.filter(|block| !block.is_empty()).collect();
+        let text = match self {
+            // As workerlist-gen wrote it, for those who read it line by line.
+            Format::CitusWorkers => blocks.concat(),
+            Format::NginxUpstream | Format::HaproxyBackend => {
+                [&[HEADER], blocks.as_slice()].concat().concat()
+            }
+            Format::Json if blocks.is_empty() => "[]\n".to_owned(),
+            Format::Json => format!("[\n{}\n]\n", blocks.join(",\n")),
+        };
+        text.into_bytes()
     }
 }
 
@@ -234,17 +283,12 @@ fn failed(path: &Path, error: &minijinja::Error) -> RenderError {
     RenderError::Template { path: path.to_owned(), reason }
 }
 
-fn json<'r>(rows: impl Iterator<Item = &'r Row>) -> Result<Rendered, RenderError> {
-    let mut bytes = b"[".to_vec();
-    let mut instances = 0;
-    for row in rows {
-        bytes.extend_from_slice(if instances == 0 { b"\n" } else { b",\n" });
-        serde_json::to_writer(&mut bytes, &View::of(row))
-            .map_err(|error| RenderError::Format(error.to_string()))?;
-        instances += 1;
-    }
-    bytes.extend_from_slice(if instances == 0 { b"]\n" } else { b"\n]\n" });
-    Ok(Rendered { bytes, instances, left_out: vec![] })
+/// One instance a line, with commas between them.
+fn json(rows: &[&Row]) -> Result<Block, RenderError> {
+    let line = |row: &&Row| serde_json::to_string(&View::of(row));
+    let lines = rows.iter().map(line).collect::<Result<Vec<_>, _>>();
+    let text = lines.map_err(|error| RenderError::Format(error.to_string()))?.join(",\n");
+    Ok(Block { body: Body::Text(text), instances: rows.len(), left_out: vec![] })
 }
 
 /// An instance as JSON and templates show it.
@@ -298,59 +342,40 @@ impl<'r> View<'r> {
 #[derive(askama::Template)]
 #[template(path = "citus-workers.txt", escape = "none")]
 struct CitusWorkers<'r> {
-    workers: &'r [&'r Endpoint],
+    servers: &'r [&'r Row],
 }
 
 #[derive(askama::Template)]
 #[template(path = "nginx-upstream.txt", escape = "none")]
 struct NginxUpstream<'r> {
-    services: &'r [Service<'r>],
+    service: &'r ServiceName,
+    servers: &'r [&'r Row],
 }
 
 #[derive(askama::Template)]
 #[template(path = "haproxy-backend.txt", escape = "none")]
 struct HaproxyBackend<'r> {
-    services: &'r [Service<'r>],
+    service: &'r ServiceName,
+    servers: &'r [&'r Row],
 }
 
-struct Service<'r> {
-    name: &'r ServiceName,
-    servers: Vec<Server<'r>>,
-}
-
-struct Server<'r>(&'r Row);
-
-impl std::ops::Deref for Server<'_> {
-    type Target = Row;
-    fn deref(&self) -> &Row {
-        self.0
-    }
-}
-
-struct ServerName<'r>(&'r Row);
-
-impl fmt::Display for ServerName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Row { id, instance, .. } = self.0;
-        write!(f, "{}:{}:{}", id.node, instance.container, id.port)
-    }
-}
-
-/// HAProxy's greatest weight.
-const HAPROXY_WEIGHT: u16 = 256;
-
-impl Server<'_> {
+impl HaproxyBackend<'_> {
     /// Unique within a backend: colons cannot stand in the names of nodes and containers.
-    fn name(&self) -> ServerName<'_> {
-        ServerName(self.0)
+    fn name(&self, row: &Row) -> String {
+        format!("{}:{}:{}", row.id.node, row.instance.container, row.id.port)
     }
 
-    fn weight(&self) -> u16 {
-        self.0.instance.weight.min(HAPROXY_WEIGHT)
+    fn weight(&self, row: &Row) -> u16 {
+        /// HAProxy's greatest weight.
+        const GREATEST: u16 = 256;
+        row.instance.weight.min(GREATEST)
     }
 
     /// A name may resolve only once its container is there; HAProxy would refuse to start without.
-    fn is_resolved_later(&self) -> bool {
-        matches!(self.0.endpoint.address, Address::Name(_))
+    fn is_resolved_later(&self, row: &Row) -> bool {
+        matches!(row.endpoint.address, Address::Name(_))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,12 +64,18 @@ impl Roll {
 
     fn replace(&mut self, entries: &[Entry]) -> Vec<Shift> {
         let mut old = std::mem::take(&mut self.instances);
-        let unreadable = std::mem::take(&mut self.unreadable);
+        let known = std::mem::take(&mut self.unreadable);
         self.instances.reserve(entries.len());
         let mut shifts = Vec::with_capacity(if old.is_empty() { entries.len() } else { 0 });
-        for entry in entries {
-            let Some(id) = self.id(&entry.key, &unreadable) else { continue };
-            let Some(instance) = self.instance(entry, &unreadable) else { continue };
+        for (entry, read) in entries.iter().zip(read_all(&self.keys, entries)) {
+            let (id, instance) = match read {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(reason) => {
+                    self.refuse(&entry.key, &reason, &known);
+                    continue;
+                }
+            };
             let before = old.remove(&id);
             let after = match &before {
                 Some(before) if **before == instance => before.clone(),
@@ -85,15 +91,26 @@ impl Roll {
     }
 
     fn follow(&mut self, change: &Change) -> Option<Shift> {
-        let none = HashSet::new();
-        let id = self.id(change.key(), &none)?;
-        let after = match change {
-            Change::Put(entry) => self.instance(entry, &none).map(Arc::new),
-            Change::Delete { key, .. } => {
-                self.unreadable.remove(key);
-                None
+        let id = match id(&self.keys, change.key()) {
+            Ok(id) => id?,
+            Err(reason) => {
+                self.refuse(change.key(), &reason, &HashSet::new());
+                return None;
             }
         };
+        let after = match change {
+            Change::Put(entry) => match Instance::decode(&entry.value) {
+                Ok(instance) => Some(Arc::new(instance)),
+                Err(error) => {
+                    self.refuse(&entry.key, &error.to_string(), &HashSet::new());
+                    None
+                }
+            },
+            Change::Delete { .. } => None,
+        };
+        if after.is_some() || matches!(change, Change::Delete { .. }) {
+            self.unreadable.remove(change.key());
+        }
         let before = match &after {
             Some(instance) => self.instances.insert(id.clone(), instance.clone()),
             None => self.instances.remove(&id),
@@ -101,31 +118,7 @@ impl Roll {
         (before != after).then_some(Shift { id, before, after })
     }
 
-    fn id(&mut self, key: &str, known: &HashSet<String>) -> Option<InstanceId> {
-        match self.keys.parse(key) {
-            Ok(Key::Instance(id)) => Some(id),
-            Ok(_) => None,
-            Err(error) => {
-                self.refuse(key, &error.to_string(), known);
-                None
-            }
-        }
-    }
-
-    fn instance(&mut self, entry: &Entry, known: &HashSet<String>) -> Option<Instance> {
-        match Instance::decode(&entry.value) {
-            Ok(instance) => {
-                self.unreadable.remove(&entry.key);
-                Some(instance)
-            }
-            Err(error) => {
-                self.refuse(&entry.key, &error.to_string(), known);
-                None
-            }
-        }
-    }
-
-    /// Leaves a key out: counted every time, logged only the first.
+    /// Leaves a key out: counted every time, logged unless it was known before.
     fn refuse(&mut self, key: &str, reason: &str, known: &HashSet<String>) {
         metrics::counter!("rollcall_consumer_bad_values_total").increment(1);
         if self.unreadable.insert(key.to_owned()) && !known.contains(key) {
@@ -141,5 +134,119 @@ impl Roll {
     /// Whether there is no instance.
     pub fn is_empty(&self) -> bool {
         self.instances.is_empty()
+    }
+}
+
+/// An instance with its ID; `None` where the key is another kind's; why not, where it cannot be read.
+type Read = Result<Option<(InstanceId, Instance)>, String>;
+
+fn id(keys: &Keys, key: &str) -> Result<Option<InstanceId>, String> {
+    match keys.parse(key) {
+        Ok(Key::Instance(id)) => Ok(Some(id)),
+        Ok(_) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn read(keys: &Keys, entry: &Entry) -> Read {
+    let Some(id) = id(keys, &entry.key)? else { return Ok(None) };
+    let instance = Instance::decode(&entry.value).map_err(|error| error.to_string())?;
+    Ok(Some((id, instance)))
+}
+
+/// Reads entries on every core: a listing is what a start waits for.
+fn read_all(keys: &Keys, entries: &[Entry]) -> Vec<Read> {
+    /// Fewer are read sooner than a thread starts.
+    const WORTH_A_THREAD: usize = 1000;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = entries.len().div_ceil(cores).max(WORTH_A_THREAD);
+    std::thread::scope(|scope| {
+        let read_share = |share: &[Entry]| share.iter().map(|entry| read(keys, entry)).collect::<Vec<_>>();
+        let mut shares = entries.chunks(share);
+        let first = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || read_share(share))).collect();
+        let mut all = read_share(first);
+        for other in others {
+            all.append(&mut other.join().expect("reading does not panic"));
+        }
+        all
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_shared::store::{Batch, Listing, Revision};
+
+    use super::*;
+    use crate::maker;
+
+    const BAD: &str = "/rollcall/instances/h1/0123456789ab/1-tcp";
+
+    fn snapshot(entries: Vec<Entry>) -> Update {
+        Update::Snapshot(Listing { entries, revision: Revision(1) })
+    }
+
+    fn change(change: Change) -> Update {
+        Update::Changes(Batch { changes: vec![change], revision: Revision(2) })
+    }
+
+    fn delete(entry: &Entry) -> Update {
+        change(Change::Delete { key: entry.key.clone(), revision: Revision(2) })
+    }
+
+    fn bad() -> Entry {
+        Entry { key: BAD.to_owned(), value: b"{\"v\":2}".to_vec(), revision: Revision(1), lease: None }
+    }
+
+    fn roll() -> Roll {
+        Roll::new(maker::keys())
+    }
+
+    #[test]
+    fn a_snapshot_shifts_what_differs_and_what_is_gone() {
+        let (one, two, three) = (maker::entry(1, "web"), maker::entry(2, "web"), maker::entry(3, "web"));
+        let mut roll = roll();
+        assert_eq!(roll.apply(snapshot(vec![one.clone(), two.clone()])).shifts.len(), 2);
+        let changed = Entry { value: maker::entry(2, "api").value, ..two };
+        let shifts = roll.apply(snapshot(vec![changed, three]));
+        assert!(shifts.relisted && !shifts.nothing_left);
+        let kinds: Vec<_> =
+            shifts.shifts.iter().map(|shift| (shift.before.is_some(), shift.after.is_some())).collect();
+        assert_eq!(kinds, [(true, true), (false, true), (true, false)]);
+        assert!(roll.apply(snapshot(vec![])).nothing_left);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out_and_never_stops_the_rest() {
+        let mut roll = roll();
+        let key = "/rollcall/instances/nonsense".to_owned();
+        let entries = vec![bad(), Entry { key, ..maker::entry(1, "web") }, maker::entry(1, "web")];
+        assert_eq!(roll.apply(snapshot(entries)).shifts.len(), 1);
+        assert_eq!(roll.unreadable.len(), 2);
+        assert_eq!(roll.apply(delete(&bad())).shifts, []);
+        assert_eq!(roll.unreadable.len(), 1, "a key that is gone is forgotten");
+    }
+
+    #[test]
+    fn a_good_value_that_turns_bad_is_gone_and_comes_back() {
+        let mut roll = roll();
+        let good = maker::entry(1, "web");
+        roll.apply(snapshot(vec![good.clone()]));
+        let turned = Entry { value: b"{".to_vec(), ..good.clone() };
+        let gone = roll.apply(change(Change::Put(turned)));
+        assert!(gone.nothing_left && !gone.relisted);
+        assert_eq!(roll.apply(change(Change::Put(good))).shifts.len(), 1);
+        assert!(roll.unreadable.is_empty());
+    }
+
+    #[test]
+    fn many_entries_are_read_as_few_are() {
+        let entries: Vec<Entry> = (0..5000).map(|number| maker::entry(number, "web")).collect();
+        let mut roll = roll();
+        let shifts = roll.apply(snapshot(entries.clone())).shifts;
+        assert_eq!(shifts.len(), 5000);
+        for (entry, shift) in entries.iter().zip(&shifts) {
+            assert_eq!(maker::keys().format(&Key::Instance(shift.id.clone())), entry.key);
+        }
     }
 }

@@ -391,3 +391,6 @@ async fn hand_on(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -178,12 +178,6 @@ pub struct Row {
     pub since: u64,
 }
 
-impl Row {
-    fn place(&self) -> (&ServiceName, &Endpoint, &InstanceId) {
-        (&self.instance.service, &self.endpoint, &self.id)
-    }
-}
-
 impl PartialEq for Row {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
@@ -200,15 +194,24 @@ impl PartialOrd for Row {
 
 impl Ord for Row {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.place().cmp(&other.place())
+        (&self.endpoint, &self.id).cmp(&(&other.endpoint, &other.id))
     }
 }
 
-/// A target's rows, in the order of service, address and port.
+/// A target's rows of one service, in the order of address and port.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// The rows; never none.
+    pub rows: BTreeSet<Row>,
+    /// The step of the selection with which they last changed.
+    pub step: u64,
+}
+
+/// A target's rows, by service.
 #[derive(Debug)]
 pub struct Selection {
     select: Arc<Select>,
-    rows: BTreeSet<Row>,
+    groups: BTreeMap<ServiceName, Group>,
     /// Counts the changes since the first snapshot.
     step: u64,
     /// Whether a first snapshot has come.
@@ -221,7 +224,7 @@ pub struct Selection {
 impl Selection {
     /// An empty selection that waits for its first snapshot.
     pub fn new(select: Arc<Select>) -> Self {
-        Self { select, rows: BTreeSet::new(), step: 0, listed: false, suspect: false }
+        Self { select, groups: BTreeMap::new(), step: 0, listed: false, suspect: false }
     }
 
     /// Takes in what shifted, and tells whether the rows may have changed.
@@ -234,11 +237,11 @@ impl Selection {
         for Shift { id, before, after } in &shifts.shifts {
             let old = before.as_ref().and_then(|instance| self.row(id, instance));
             let new = after.as_ref().and_then(|instance| self.row(id, instance));
-            let old = old.and_then(|row| self.rows.take(&row));
             changed |= old.is_some() || new.is_some();
-            if let Some(mut row) = new {
-                row.since = old.map_or(self.step, |old| old.since);
-                self.rows.insert(row);
+            let old = old.and_then(|row| self.take(&row));
+            if let Some(row) = new {
+                let since = old.map_or(self.step, |old| old.since);
+                self.insert(Row { since, ..row });
             }
         }
         changed
@@ -249,9 +252,35 @@ impl Selection {
         Some(Row { id: id.clone(), endpoint, instance: instance.clone(), since: 0 })
     }
 
-    /// The rows in order.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &Row> + Clone {
-        self.rows.iter()
+    fn take(&mut self, row: &Row) -> Option<Row> {
+        let service = &row.instance.service;
+        let group = self.groups.get_mut(service)?;
+        let taken = group.rows.take(row);
+        group.step = self.step;
+        if group.rows.is_empty() {
+            self.groups.remove(service);
+        }
+        taken
+    }
+
+    fn insert(&mut self, row: Row) {
+        let group = match self.groups.get_mut(&row.instance.service) {
+            Some(group) => group,
+            None => self.groups.entry(row.instance.service.clone()).or_default(),
+        };
+        group.step = self.step;
+        group.rows.insert(row);
+    }
+
+    /// The services that have rows, in the order of their names.
+    pub fn groups(&self) -> &BTreeMap<ServiceName, Group> {
+        &self.groups
+    }
+
+    /// The rows that came in after the step.
+    pub fn newer_than(&self, step: u64) -> impl Iterator<Item = &Row> {
+        let changed = self.groups.values().filter(move |group| group.step > step);
+        changed.flat_map(|group| &group.rows).filter(move |row| row.since > step)
     }
 
     /// Counts the changes since the first snapshot; see [`Row::since`].
