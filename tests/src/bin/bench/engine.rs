@@ -1,6 +1,7 @@
 //! Docker's API by hand, without anything that costs time: what the floors are measured with.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -86,19 +87,23 @@ pub fn await_event(events: &Receiver<Event>, id: &str, action: &str) -> Result<E
 pub struct Made {
     /// The full ID.
     pub id: String,
+    /// The host's port. Chosen beforehand, so that nobody has to ask for it while time is taken.
+    pub port: u16,
 }
 
 impl Made {
     /// Makes one. `extra` is merged into its HostConfig.
     pub fn new(name: &str, env: &[&str], labels: Value, binds: &[String]) -> Result<Self> {
         let image = rollcall_tests::image::worker()?;
-        let host = serde_json::json!({ "PortBindings": { "80/tcp": [{ "HostPort": "" }] }, "Binds": binds });
+        let port = rollcall_tests::port::free(Ipv4Addr::LOCALHOST.into())?;
+        let bindings = serde_json::json!({ "80/tcp": [{ "HostPort": port.to_string() }] });
+        let host = serde_json::json!({ "PortBindings": bindings, "Binds": binds });
         let body = serde_json::json!({ "Image": image, "Env": env, "Labels": labels,
                                        "ExposedPorts": { "80/tcp": {} }, "HostConfig": host });
         let made: Value =
             serde_json::from_str(&call("POST", &format!("/containers/create?name={name}"), Some(&body))?)?;
         let Some(id) = made["Id"].as_str() else { bail!("no ID in {made}") };
-        Ok(Self { id: id.to_owned() })
+        Ok(Self { id: id.to_owned(), port })
     }
 
     /// Starts it.
@@ -114,13 +119,6 @@ impl Made {
     /// What an inspection says.
     pub fn inspect(&self) -> Result<Value> {
         Ok(serde_json::from_str(&call("GET", &format!("/containers/{}/json", self.id), None)?)?)
-    }
-
-    /// The host's port of port 80.
-    pub fn port(&self) -> Result<String> {
-        let inspected = self.inspect()?;
-        let port = inspected["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"].as_str();
-        Ok(port.context("a published port")?.to_owned())
     }
 }
 

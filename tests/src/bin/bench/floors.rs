@@ -2,25 +2,36 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use futures_util::StreamExt;
-use rollcall_shared::store::{Op, Revision, Store, etcd::EtcdStore, settings::EtcdSettings};
+use rollcall_shared::store::{Op, Revision, Store, Watch, etcd::EtcdStore, settings::EtcdSettings};
 use rollcall_tests::Etcd;
 
-use crate::engine::{self, Made};
+use crate::engine::{self, Event, Made};
 use crate::figures::{Figures, heading};
+use crate::latency;
 
 /// The medians, in ms.
 #[derive(Debug, Clone, Copy)]
 pub struct Floors {
-    pub start_event: f64,
-    pub die_event: f64,
-    pub inspect: f64,
+    /// From a start to a file, by the same steps without Rollcall: the event, an inspection, an etcd put seen by
+    /// a watcher, the file.
+    pub start_to_file: f64,
+    /// The same without etcd.
+    pub start_to_file_embedded: f64,
+    /// From an end to a file: the event, an etcd put seen by a watcher, the file.
+    pub die_to_file: f64,
+    /// The same without etcd.
+    pub die_to_file_embedded: f64,
+    /// An etcd put seen by a watcher, when nothing else happens.
     pub etcd: f64,
-    pub file: f64,
+    /// A signal to a process.
     pub kill: f64,
 }
 
@@ -38,81 +49,142 @@ pub fn store(etcd: &Etcd) -> Result<EtcdStore> {
 
 /// Measures and prints them.
 pub fn measure(runs: usize) -> Result<Floors> {
-    heading("floors");
-    let (mut start, mut die, mut inspect) = (Figures::default(), Figures::default(), Figures::default());
-    let events = engine::events()?;
-    let made = Made::new("bench-floor", &[], serde_json::json!({}), &[])?;
-    for _ in 0..runs.min(30) {
-        made.start()?;
-        let event = engine::await_event(&events, &made.id, "start")?;
-        start.add(event.read_at.saturating_sub(event.at));
-        let asked = Instant::now();
-        engine::call("GET", &format!("/containers/{}/json", made.id), None)?;
-        inspect.add(asked.elapsed());
-        made.kill()?;
-        let event = engine::await_event(&events, &made.id, "die")?;
-        die.add(event.read_at.saturating_sub(event.at));
+    let etcd = Round::new()?;
+    let dir = tempfile::tempdir()?;
+    let mut quiet = [Figures::default(), Figures::default()];
+    for _ in 0..runs {
+        quiet[0].add(etcd.put_to_watch()?);
+        quiet[1].add(write(dir.path())?);
     }
-    drop(made);
-    let etcd = etcd(runs)?;
-    let file = file(runs)?;
     let kill = kill(runs)?;
+    let chain = |with_etcd: bool| chain(runs, with_etcd.then_some(&etcd), dir.path());
+    let (by_etcd, embedded) = (chain(true)?, chain(false)?);
+    heading("floors, when nothing else happens");
+    quiet[0].print("etcd put to watch", None);
+    quiet[1].print("2 KiB written, fsynced, renamed", None);
+    kill.print("signal to a process, received", None);
+    heading("floors, in the wake of a start or an end");
     for (name, figures) in [
-        ("start event delivery", &start),
-        ("die event delivery", &die),
-        ("inspect after start", &inspect),
-        ("etcd put to watch", &etcd),
-        ("2 KiB written, fsynced, renamed", &file),
-        ("signal to a process, received", &kill),
+        ("start event delivery", &by_etcd.start_event),
+        ("die event delivery", &by_etcd.die_event),
+        ("inspect", &by_etcd.inspect),
+        ("start, event to file by hand, with etcd", &by_etcd.start),
+        ("start, event to file by hand, without", &embedded.start),
+        ("die, event to file by hand, with etcd", &by_etcd.die),
+        ("die, event to file by hand, without", &embedded.die),
     ] {
         figures.print(name, None);
     }
     Ok(Floors {
-        start_event: start.median(),
-        die_event: die.median(),
-        inspect: inspect.median(),
-        etcd: etcd.median(),
-        file: file.median(),
+        start_to_file: by_etcd.start.median(),
+        start_to_file_embedded: embedded.start.median(),
+        die_to_file: by_etcd.die.median(),
+        die_to_file_embedded: embedded.die.median(),
+        etcd: quiet[0].median(),
         kill: kill.median(),
     })
 }
 
-fn etcd(runs: usize) -> Result<Figures> {
-    let etcd = Etcd::start()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let (writer, reader) = (store(&etcd)?, store(&etcd)?);
-        let mut watch = reader.watch("/floor/", Revision(0)).await?;
-        let mut figures = Figures::default();
-        for _ in 0..runs {
-            let put = Op::Put { key: "/floor/key".to_owned(), value: vec![b'x'; 400] };
-            let began = Instant::now();
-            let seen = async { watch.next().await.context("a change")?.map_err(anyhow::Error::from) };
-            let put = [put];
-            let written = async { writer.commit(&put, None, None).await.map_err(anyhow::Error::from) };
-            // The reader's time counts, not the writer's answer.
-            let (seen, written) = tokio::join!(async { (seen.await, began.elapsed()) }, written);
-            seen.0?;
-            written?;
-            figures.add(seen.1);
+/// The steps from an event to a file, one after the other.
+#[derive(Default)]
+struct Chain {
+    start_event: Figures,
+    die_event: Figures,
+    inspect: Figures,
+    start: Figures,
+    die: Figures,
+}
+
+fn chain(runs: usize, etcd: Option<&Round>, dir: &Path) -> Result<Chain> {
+    let mut chain = Chain::default();
+    let events = engine::events()?;
+    let made = Made::new("bench-floor", &[], serde_json::json!({}), &[])?;
+    let finish = || -> Result<Duration> {
+        if let Some(etcd) = etcd {
+            etcd.put_to_watch()?;
         }
-        Ok(figures)
+        write(dir)?;
+        Ok(engine::now())
+    };
+    for _ in 0..runs {
+        std::thread::sleep(latency::APART);
+        let start = scoped_event(&made, Made::start, &events, "start", |event| {
+            let asked = Instant::now();
+            made.inspect()?;
+            chain.inspect.add(asked.elapsed());
+            chain.start_event.add(event.read_at.saturating_sub(event.at));
+            Ok(finish()?.saturating_sub(event.at))
+        })?;
+        chain.start.add(start);
+        std::thread::sleep(latency::APART);
+        let die = scoped_event(&made, Made::kill, &events, "die", |event| {
+            chain.die_event.add(event.read_at.saturating_sub(event.at));
+            Ok(finish()?.saturating_sub(event.at))
+        })?;
+        chain.die.add(die);
+    }
+    Ok(chain)
+}
+
+/// Acts on the container from another thread, so that the event is taken as soon as it comes and not when
+/// Docker has answered.
+fn scoped_event<T>(
+    made: &Made,
+    act: impl FnOnce(&Made) -> Result<()> + Send,
+    events: &Receiver<Event>,
+    action: &str,
+    then: impl FnOnce(&Event) -> Result<T>,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        let acting = scope.spawn(|| act(made));
+        let done = engine::await_event(events, &made.id, action).and_then(|event| then(&event));
+        acting.join().expect("acting does not panic")?;
+        done
     })
 }
 
-fn file(runs: usize) -> Result<Figures> {
-    let dir = tempfile::tempdir()?;
-    let (staged, dest) = (dir.path().join("staged"), dir.path().join("dest"));
-    let mut figures = Figures::default();
-    for _ in 0..runs {
-        let began = Instant::now();
-        let mut file = File::create(&staged)?;
-        file.write_all(&[b'x'; 2048])?;
-        file.sync_all()?;
-        fs::rename(&staged, &dest)?;
-        figures.add(began.elapsed());
+/// An etcd with a writer and a watcher.
+struct Round {
+    runtime: tokio::runtime::Runtime,
+    writer: EtcdStore,
+    watch: Mutex<Watch>,
+    _etcd: Etcd,
+}
+
+impl Round {
+    fn new() -> Result<Self> {
+        let etcd = Etcd::start()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (writer, reader) = (store(&etcd)?, store(&etcd)?);
+        let watch = runtime.block_on(reader.watch("/floor/", Revision(0)))?;
+        Ok(Self { runtime, writer, watch: Mutex::new(watch), _etcd: etcd })
     }
-    Ok(figures)
+
+    /// From the put to when the watcher has it, which is before the writer has its answer.
+    fn put_to_watch(&self) -> Result<Duration> {
+        let mut watch = self.watch.lock().expect("nobody panics with it");
+        let began = Instant::now();
+        let put = [Op::Put { key: "/floor/key".to_owned(), value: vec![b'x'; 400] }];
+        let seen = async {
+            let seen = watch.next().await;
+            (seen, began.elapsed())
+        };
+        let (written, (seen, took)) =
+            self.runtime.block_on(async { tokio::join!(self.writer.commit(&put, None, None), seen) });
+        written?;
+        seen.context("a change")??;
+        Ok(took)
+    }
+}
+
+fn write(dir: &Path) -> Result<Duration> {
+    let (staged, dest) = (dir.join("staged"), dir.join("dest"));
+    let began = Instant::now();
+    let mut file = File::create(&staged)?;
+    file.write_all(&[b'x'; 2048])?;
+    file.sync_all()?;
+    fs::rename(&staged, &dest)?;
+    Ok(began.elapsed())
 }
 
 /// A signal to a process of our own that writes the time down, as the bench's target does.

@@ -12,7 +12,9 @@ use crate::stage::{Mode, Stage};
 use crate::watched;
 
 /// Between two changes: longer than what gathers them.
-const APART: Duration = Duration::from_millis(1100);
+pub const APART: Duration = Duration::from_millis(1100);
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// Measures and prints both modes, with one and with fifty others running.
 pub fn run(runs: usize) -> Result<()> {
@@ -35,6 +37,8 @@ fn measure(mode: Mode, others: usize, runs: usize, floors: &Floors) -> Result<()
     let versions = watched::watch(&stage.file())?;
     let events = engine::events()?;
     let made = Made::new("bench-subject", &[], serde_json::json!({}), &[])?;
+    let server = format!(":{} ", made.port);
+    let listed = |text: &str| text.replace(';', " ").contains(&server);
     let mut start_to_file = Figures::default();
     let mut start_to_hup = Figures::default();
     let mut file_to_hup = Figures::default();
@@ -44,11 +48,9 @@ fn measure(mode: Mode, others: usize, runs: usize, floors: &Floors) -> Result<()
         let heard = stage.hups()?.len();
         made.start()?;
         let event = engine::await_event(&events, &made.id, "start")?;
-        let port = format!(":{} ", made.port()?);
-        let listed = |text: &str| text.replace(';', " ").contains(&port);
         let version = watched::await_version(&versions, listed)?;
         start_to_file.add(version.at.saturating_sub(event.at));
-        let hup = until("the signal", Duration::from_secs(10), || Ok(stage.hups()?.get(heard).copied()))?;
+        let hup = until("the signal", SOON, || Ok(stage.hups()?.get(heard).copied()))?;
         start_to_hup.add(hup.saturating_sub(event.at));
         file_to_hup.add(hup.saturating_sub(version.at));
         std::thread::sleep(APART);
@@ -57,11 +59,13 @@ fn measure(mode: Mode, others: usize, runs: usize, floors: &Floors) -> Result<()
         let version = watched::await_version(&versions, |text| !listed(text))?;
         die_to_file.add(version.at.saturating_sub(event.at));
     }
-    let Floors { start_event, die_event, inspect, etcd, file, kill } = *floors;
-    let etcd_round = if mode == Mode::Etcd { etcd } else { 0.0 };
-    start_to_file.print("start -> file", Some(start_event + inspect + etcd_round + file));
-    die_to_file.print("die -> file", Some(die_event + etcd_round + file));
-    start_to_hup.print("start -> SIGHUP received", Some(start_to_file.median() + etcd_round + kill));
-    file_to_hup.print("file -> SIGHUP received", Some(etcd_round + kill));
+    let (start, die, etcd) = match mode {
+        Mode::Etcd => (floors.start_to_file, floors.die_to_file, floors.etcd),
+        Mode::Embedded => (floors.start_to_file_embedded, floors.die_to_file_embedded, 0.0),
+    };
+    start_to_file.print("start -> file", Some(start));
+    die_to_file.print("die -> file", Some(die));
+    start_to_hup.print("start -> SIGHUP received", Some(start_to_file.median() + etcd + floors.kill));
+    file_to_hup.print("file -> SIGHUP received", Some(etcd + floors.kill));
     Ok(())
 }
