@@ -292,3 +292,104 @@ fn rewrite(staged: &Path, dest: &Path) -> Result<(), InstallError> {
     };
     write().map_err(failed("cannot rewrite in place", dest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn installer(dir: &Path) -> Installer {
+        Installer { dest: dir.join("list"), mode: None, owner: None, backups: None }
+    }
+
+    fn put(installer: &Installer, bytes: &[u8]) -> bool {
+        match installer.stage(bytes).expect("it can be staged") {
+            Some(staged) => {
+                installer.install(staged).expect("it can be installed");
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("a file").mode() & 0o7777
+    }
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_same_bytes_are_not_written_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let installer = installer(dir.path());
+        assert!(put(&installer, b"one"));
+        let inode = fs::metadata(&installer.dest).expect("a file").ino();
+        assert!(!put(&installer, b"one"));
+        assert_eq!(fs::metadata(&installer.dest).expect("a file").ino(), inode);
+        assert!(put(&installer, b"two"));
+        assert_eq!(names(dir.path()), ["list"]);
+    }
+
+    #[test]
+    fn a_new_file_is_readable_and_an_old_one_keeps_its_mode_unless_one_is_set() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut installer = installer(dir.path());
+        put(&installer, b"one");
+        assert_eq!(mode(&installer.dest), 0o644);
+        fs::set_permissions(&installer.dest, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        put(&installer, b"two");
+        assert_eq!(mode(&installer.dest), 0o600);
+        installer.mode = Some(Mode(0o640));
+        put(&installer, b"three");
+        assert_eq!(mode(&installer.dest), 0o640);
+    }
+
+    #[test]
+    fn what_is_staged_and_not_installed_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let installer = installer(dir.path());
+        let staged = installer.stage(b"one").expect("it can be staged").expect("it is new");
+        assert!(staged.path().file_name().expect("a name").to_string_lossy().starts_with(".list.rollcall-"));
+        drop(staged);
+        assert_eq!(names(dir.path()), [""; 0]);
+        for name in [".list.rollcall-abc", ".other.rollcall-abc"] {
+            fs::write(dir.path().join(name), "").expect("a file");
+        }
+        installer.clear_leftovers();
+        assert_eq!(names(dir.path()), [".other.rollcall-abc"]);
+    }
+
+    #[test]
+    fn so_many_backups_are_kept_and_no_other_file_is_touched() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let kept = dir.path().join("kept");
+        let backups = Some(Backups { dir: kept.clone(), keep: 2 });
+        let installer = Installer { backups, ..installer(dir.path()) };
+        put(&installer, b"0");
+        fs::write(kept.join("list.mine"), "").expect_err("there is nothing to keep yet");
+        for bytes in [b"1", b"2", b"3", b"4"] {
+            put(&installer, bytes);
+            fs::write(kept.join("list.mine"), "").expect("a file");
+        }
+        let kept: Vec<_> =
+            names(&kept).iter().map(|name| fs::read(kept.join(name)).expect("a file")).collect();
+        assert_eq!(kept, [&b"2"[..], b"3", b""]);
+    }
+
+    #[test]
+    fn what_is_rewritten_in_place_stays_the_same_file_and_is_cut_to_its_length() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let installer = installer(dir.path());
+        put(&installer, b"a longer one");
+        let inode = fs::metadata(&installer.dest).expect("a file").ino();
+        let staged = installer.stage(b"short").expect("it can be staged").expect("it is new");
+        installer.install(Staged { in_place: true, ..staged }).expect("it can be rewritten");
+        assert_eq!(fs::read(&installer.dest).expect("a file"), b"short");
+        assert_eq!(fs::metadata(&installer.dest).expect("a file").ino(), inode);
+        assert_eq!(names(dir.path()), ["list"]);
+    }
+}
