@@ -20,8 +20,9 @@ pub struct AddressPolicy {
     pub advertised: Advertised,
     /// Whether a port bound to the loopback interface can be reached by those who read the store.
     pub loopback: bool,
-    /// The port of containers that expose none, where their own address or name is registered.
-    pub default_port: Option<Port>,
+    /// The ports of containers whose own address or name is registered; those that they expose where there are
+    /// none.
+    pub ports: Vec<Port>,
 }
 
 /// A port and where it is reached: one endpoint or more, the preferred one first, IPv4 before IPv6.
@@ -51,18 +52,16 @@ pub fn reach(container: &Container, policy: &AddressPolicy) -> Result<Vec<PortRe
     let own_port = matches!(mode, AddressMode::Network(_) | AddressMode::Name) || container.host_network;
     let mut ports: Vec<Port> = match &wanted {
         Some(ports) => ports.clone(),
+        None if own_port && !policy.ports.is_empty() => policy.ports.clone(),
         None if own_port => container.exposed.iter().copied().collect(),
         None => container.bindings.iter().map(|binding| binding.to).collect(),
     };
-    if ports.is_empty() && own_port {
-        ports.extend(policy.default_port);
-    }
     ports.sort_unstable();
     ports.dedup();
     if ports.is_empty() {
         return Err(match mode {
             AddressMode::Host if !container.host_network => "it publishes no port",
-            _ => "it exposes no port, and neither rollcall.port nor --default-port gives one",
+            _ => "it exposes no port, and neither rollcall.port nor --port gives one",
         }
         .to_owned());
     }
@@ -153,7 +152,7 @@ mod tests {
                 v6: Some("fd00::5".parse().expect("an address")),
             },
             loopback: false,
-            default_port: None,
+            ports: Vec::new(),
         }
     }
 
@@ -255,9 +254,14 @@ mod tests {
     }
 
     #[test]
-    fn the_default_port_serves_who_exposes_none() {
-        let policy = AddressPolicy { default_port: Some(port("5432")), ..policy("name") };
-        assert_eq!(shown(&container("worker"), &policy), ["5432/tcp worker:5432"]);
+    fn the_operators_ports_stand_for_those_that_are_exposed() {
+        let policy = AddressPolicy { ports: vec![port("5432")], ..policy("name") };
+        let mut worker = container("worker");
+        assert_eq!(shown(&worker, &policy), ["5432/tcp worker:5432"]);
+        worker.exposed.insert(port("80"));
+        assert_eq!(shown(&worker, &policy), ["5432/tcp worker:5432"]);
+        worker.labels.insert("rollcall.port".to_owned(), "6432".to_owned());
+        assert_eq!(shown(&worker, &policy), ["6432/tcp worker:6432"]);
     }
 
     #[test]

@@ -161,7 +161,7 @@ pub(crate) mod tests {
                 mode: AddressMode::Host,
                 advertised: Advertised { v4: Some("10.0.0.5".parse().expect("an address")), v6: None },
                 loopback: false,
-                default_port: None,
+                ports: Vec::new(),
             },
         }
     }

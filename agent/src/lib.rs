@@ -213,8 +213,8 @@ pub fn policy(settings: &Settings, place: &Place) -> Result<Policy, Error> {
     let advertised =
         advertise::resolve(&settings.node.advertise, place.towards.as_deref()).map_err(Error::Setting)?;
     let mode = settings.node.address.clone().unwrap_or(AddressMode::Host);
-    let default_port = settings.node.default_port;
-    let address = AddressPolicy { mode, advertised, loopback: place.local, default_port };
+    let ports = settings.node.ports.clone();
+    let address = AddressPolicy { mode, advertised, loopback: place.local, ports };
     Ok(Policy { node, choice: settings.choice.clone(), address })
 }
 

@@ -72,9 +72,10 @@ pub struct NodeSettings {
     /// (their own name) [default: host]
     #[arg(long, env = "ROLLCALL_ADDRESS", value_name = "MODE", global = true)]
     pub address: Option<AddressMode>,
-    /// Port of containers that expose none, where their own address or name is registered
-    #[arg(long, env = "ROLLCALL_DEFAULT_PORT", value_name = "PORT[/PROTOCOL]", global = true)]
-    pub default_port: Option<Port>,
+    /// Ports of every container whose own address or name is registered [default: those that it exposes]
+    #[arg(long = "port", env = "ROLLCALL_PORTS", value_name = "PORT[/PROTOCOL],...", global = true)]
+    #[arg(value_delimiter = ',')]
+    pub ports: Vec<Port>,
 }
 
 /// Which containers are registered, and with what.

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rollcall_agent::{registrar, settings::AddressMode};
+use rollcall_agent::{container::Port, registrar, settings::AddressMode};
 use rollcall_shared::{
     health::Health,
     instance::Protocol,
@@ -37,10 +37,9 @@ impl Embedded {
         if plan.citus {
             // As workerlist-gen wrote them: by name, with the port that every worker listens at.
             settings.node.address.get_or_insert(AddressMode::Name);
-            settings.node.default_port.get_or_insert(rollcall_agent::container::Port {
-                number: CITUS_PORT,
-                protocol: Protocol::Tcp,
-            });
+            if settings.node.ports.is_empty() {
+                settings.node.ports.push(Port { number: CITUS_PORT, protocol: Protocol::Tcp });
+            }
         }
         let allowed = plan.targets.iter().filter_map(signal).collect();
         Self { settings, lease, allowed }

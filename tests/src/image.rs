@@ -29,6 +29,9 @@ pub const POSTGRES: &str = "rollcall-test-postgres";
 /// SIGTERM.
 pub const WORKER: &str = "rollcall-test-worker";
 
+/// What to give `nginx -g` so that its log tells of every reload ("reconfiguring").
+pub const NGINX_NOTICES: &str = "daemon off; error_log /dev/stderr notice;";
+
 const LABEL: &str = "harness.recipe";
 
 const NGINX_RECIPE: &str = r#"FROM debian:bookworm-slim
