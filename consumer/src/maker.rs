@@ -64,6 +64,6 @@ pub fn put(number: usize, service: &str) -> Op {
 
 /// Instances that have come.
 pub fn come(instances: impl IntoIterator<Item = (InstanceId, Instance)>) -> Shifts {
-    let shift = |(id, instance)| Shift { id, before: None, after: Some(Arc::new(instance)) };
+    let shift = |(id, instance)| Shift { id: Arc::new(id), before: None, after: Some(Arc::new(instance)) };
     Shifts { shifts: instances.into_iter().map(shift).collect(), ..Shifts::default() }
 }

@@ -19,7 +19,7 @@ use rollcall_shared::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shift {
     /// Which one.
-    pub id: InstanceId,
+    pub id: Arc<InstanceId>,
     /// What it was, if it was there.
     pub before: Option<Arc<Instance>>,
     /// What it is, if it is there.
@@ -41,7 +41,7 @@ pub struct Shifts {
 #[derive(Debug)]
 pub struct Roll {
     keys: Keys,
-    instances: HashMap<InstanceId, Arc<Instance>>,
+    instances: HashMap<Arc<InstanceId>, Arc<Instance>>,
     /// The keys whose values cannot be read, so that each is logged once.
     unreadable: HashSet<String>,
 }
@@ -76,7 +76,10 @@ impl Roll {
                     continue;
                 }
             };
-            let before = old.remove(&id);
+            let (id, before) = match old.remove_entry(&id) {
+                Some((id, before)) => (id, Some(before)),
+                None => (Arc::new(id), None),
+            };
             let after = match &before {
                 Some(before) if **before == instance => before.clone(),
                 _ => Arc::new(instance),
@@ -111,10 +114,13 @@ impl Roll {
         if after.is_some() || matches!(change, Change::Delete { .. }) {
             self.unreadable.remove(change.key());
         }
-        let before = match &after {
-            Some(instance) => self.instances.insert(id.clone(), instance.clone()),
-            None => self.instances.remove(&id),
+        let (id, before) = match self.instances.remove_entry(&id) {
+            Some((id, before)) => (id, Some(before)),
+            None => (Arc::new(id), None),
         };
+        if let Some(instance) = &after {
+            self.instances.insert(id.clone(), instance.clone());
+        }
         (before != after).then_some(Shift { id, before, after })
     }
 
@@ -246,7 +252,7 @@ mod tests {
         let shifts = roll.apply(snapshot(entries.clone())).shifts;
         assert_eq!(shifts.len(), 5000);
         for (entry, shift) in entries.iter().zip(&shifts) {
-            assert_eq!(maker::keys().format(&Key::Instance(shift.id.clone())), entry.key);
+            assert_eq!(maker::keys().format(&Key::Instance((*shift.id).clone())), entry.key);
         }
     }
 }

@@ -169,7 +169,7 @@ impl Select {
 #[derive(Debug, Clone)]
 pub struct Row {
     /// Which instance.
-    pub id: InstanceId,
+    pub id: Arc<InstanceId>,
     /// Where the target reaches it.
     pub endpoint: Endpoint,
     /// The instance.
@@ -247,7 +247,7 @@ impl Selection {
         changed
     }
 
-    fn row(&self, id: &InstanceId, instance: &Arc<Instance>) -> Option<Row> {
+    fn row(&self, id: &Arc<InstanceId>, instance: &Arc<Instance>) -> Option<Row> {
         let endpoint = self.select.endpoint(id, instance)?;
         Some(Row { id: id.clone(), endpoint, instance: instance.clone(), since: 0 })
     }
