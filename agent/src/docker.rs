@@ -211,9 +211,12 @@ fn client(host: &str, settings: &DockerSettings, version: &ClientVersion) -> Res
         _ => return Err(bad("expected unix:///path or tcp://host:port")),
     };
     connected.map_err(|error| match error {
-        Error::SocketNotFoundError(path) => {
-            bad(&format!("there is no socket {path}; is Docker running here?"))
-        }
+        // It may be there in a moment, when a host boots.
+        Error::SocketNotFoundError(_) => DockerError::Call {
+            host: host.to_owned(),
+            doing: "connecting",
+            reason: "there is no such socket; is Docker running here?".to_owned(),
+        },
         error => bad(&one_line(&error)),
     })
 }

@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rollcall_shared::{
+    cli::Failure,
     health::Health,
     key::Keys,
     record::{self, LeaseSettings, NodeRecord},
@@ -76,6 +77,17 @@ pub enum Error {
     /// A part that runs for ever has ended.
     #[error("the agent's {0} has ended unasked")]
     Ended(&'static str),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Setting(_)
+            | Error::Docker(DockerError::Setting(_))
+            | Error::Store(StoreError::Invalid(_)) => Failure::Usage(error.to_string()),
+            error => Failure::Failed(error.to_string()),
+        }
+    }
 }
 
 /// Where an agent registers, and for whom.
@@ -180,9 +192,6 @@ pub async fn run(
     }
 }
 
-/// How long an embedded agent waits for Docker at the start.
-const EMBEDDED_WAIT: Duration = Duration::from_secs(10);
-
 /// Runs an agent inside a consumer, on its memory store. `allowed` are the signals of the consumer's own
 /// targets.
 ///
@@ -190,7 +199,7 @@ const EMBEDDED_WAIT: Duration = Duration::from_secs(10);
 /// As of [`run`].
 pub async fn embedded(
     mut settings: Settings,
-    lease: LeaseSettings,
+    life: Life,
     store: Arc<dyn Store>,
     keys: Keys,
     allowed: Vec<(Selector, Signal)>,
@@ -200,7 +209,6 @@ pub async fn embedded(
     let rule = |(to, signal)| Allowed { signal, to: Some(to) };
     settings.signals.allow.extend(allowed.into_iter().map(rule));
     let place = Place { store, keys, towards: None, local: true };
-    let life = Life { wait: EMBEDDED_WAIT, lease, on_exit: OnExit::Revoke };
     run(settings, life, place, health, stop).await
 }
 

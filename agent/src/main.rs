@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, Subcommand};
-use rollcall_agent::{Error, Life, OnExit, Place, Settings};
+use rollcall_agent::{Life, OnExit, Place, Settings};
 use rollcall_shared::{
     cli::{self, Failure},
     health::{self, Health, Listen},
@@ -94,7 +94,7 @@ async fn explain(etcd: EtcdSettings, agent: Settings, container: &str) -> Result
         towards: etcd.first_host().map(str::to_owned),
         local: etcd.is_local(),
     };
-    rollcall_agent::explain(&agent, &place, container).await.map_err(failure)
+    rollcall_agent::explain(&agent, &place, container).await.map_err(Failure::from)
 }
 
 async fn serve(
@@ -123,16 +123,7 @@ async fn serve(
         tokio::spawn(health::serve(listener, health.clone(), metrics, stop.clone()));
     }
     let life = Life { wait, lease, on_exit };
-    rollcall_agent::run(agent, life, place, health, stop).await.map_err(failure)
-}
-
-fn failure(error: Error) -> Failure {
-    match error {
-        Error::Setting(_) => Failure::Usage(error.to_string()),
-        Error::Docker(rollcall_agent::docker::DockerError::Setting(_)) => Failure::Usage(error.to_string()),
-        Error::Store(rollcall_shared::store::StoreError::Invalid(_)) => Failure::Usage(error.to_string()),
-        error => Failure::Failed(error.to_string()),
-    }
+    rollcall_agent::run(agent, life, place, health, stop).await.map_err(Failure::from)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::{
 
 use regex::Regex;
 use rollcall_shared::{
+    cli,
     instance::{Protocol, Status},
     name::{NodeName, ServiceName, TargetName},
     signal::{Selector, Signal},
@@ -401,21 +402,8 @@ impl FromStr for StatusName {
     }
 }
 
-/// A regular expression, an error on one line.
-///
-/// # Errors
-/// A sentence naming the pattern and what is wrong with it.
-pub fn regex(text: &str) -> Result<Regex, String> {
-    Regex::new(text).map_err(|error| {
-        // The last line of many says what is wrong; the others draw where.
-        let reason = error.to_string();
-        let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        format!("{text:?} is not a regular expression: {reason}")
-    })
-}
-
 fn pattern<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Regex>, D::Error> {
-    regex(&String::deserialize(from)?).map(Some).map_err(D::Error::custom)
+    cli::regex(&String::deserialize(from)?).map(Some).map_err(D::Error::custom)
 }
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {

@@ -4,12 +4,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rollcall_agent::{container::Port, registrar, settings::AddressMode};
+use rollcall_agent::{Life, container::Port, registrar, settings::AddressMode};
 use rollcall_shared::{
     health::Health,
     instance::Protocol,
     key::Keys,
-    record::LeaseSettings,
     signal::{Selector, Signal},
     store::Store,
 };
@@ -24,14 +23,14 @@ use crate::{
 #[derive(Debug)]
 pub struct Embedded {
     settings: rollcall_agent::Settings,
-    lease: LeaseSettings,
+    life: Life,
     allowed: Vec<(Selector, Signal)>,
 }
 
 impl Embedded {
     /// An agent that serves the plan: it lets out the labels that the targets select by, and delivers the
     /// signals that they ask for. Nobody else can read its store.
-    pub fn new(mut settings: rollcall_agent::Settings, lease: LeaseSettings, plan: &Plan) -> Self {
+    pub fn new(mut settings: rollcall_agent::Settings, life: Life, plan: &Plan) -> Self {
         let labels = plan.targets.iter().flat_map(|target| &target.select.labels);
         settings.choice.export_labels.extend(labels.map(|label| label.name.clone()));
         if plan.citus {
@@ -42,7 +41,7 @@ impl Embedded {
             }
         }
         let allowed = plan.targets.iter().filter_map(signal).collect();
-        Self { settings, lease, allowed }
+        Self { settings, life, allowed }
     }
 
     /// Runs until it is stopped.
@@ -56,8 +55,8 @@ impl Embedded {
         health: Health,
         stop: CancellationToken,
     ) -> Result<(), rollcall_agent::Error> {
-        let Self { settings, lease, allowed } = self;
-        rollcall_agent::embedded(settings, lease, store, keys, allowed, health, stop).await
+        let Self { settings, life, allowed } = self;
+        rollcall_agent::embedded(settings, life, store, keys, allowed, health, stop).await
     }
 }
 

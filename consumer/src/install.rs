@@ -80,21 +80,19 @@ impl Installer {
     /// A sentence naming the destination and what was expected.
     pub fn check(&self) -> Result<(), String> {
         let dest = self.resolved().map_err(|error| error.to_string())?;
-        let bad = |why: &str| Err(format!("{} {why}", self.dest.display()));
+        let expected = |what: String| Err(format!("dest is {}: expected {what}", self.dest.display()));
+        let may = |path: &Path, access| rustix::fs::access(path, access).is_ok();
         match fs::metadata(&dest) {
-            Ok(found) if !found.is_file() => return bad("is not a file: expected a file or nothing there"),
-            Ok(_) if rustix::fs::access(&dest, Access::READ_OK).is_err() => {
-                return bad("cannot be read: expected permission to read it");
-            }
+            Ok(found) if !found.is_file() => return expected("a file, or nothing there yet".to_owned()),
+            Ok(_) if !may(&dest, Access::READ_OK) => return expected("permission to read it".to_owned()),
             _ => {}
         }
         let dir = folder(&dest);
         if !dir.is_dir() {
-            return bad(&format!("is in a folder that is not there: expected {} to exist", dir.display()));
+            return expected(format!("the folder {} to be there", dir.display()));
         }
-        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
-        if !writable(dir) && !writable(&dest) {
-            return bad(&format!("cannot be written: expected permission to write in {}", dir.display()));
+        if !may(dir, Access::WRITE_OK) && !may(&dest, Access::WRITE_OK) {
+            return expected(format!("permission to write in {}", dir.display()));
         }
         Ok(())
     }
@@ -143,11 +141,13 @@ impl Installer {
         let prefix = staged_prefix(&dest);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix);
-        let (mut file, mut in_place) = match builder.tempfile_in(folder(&dest)) {
+        let (mut file, mut in_place) = match builder.tempfile_in(folder(&dest)).map_err(cause) {
             Ok(file) => (file, false),
             // The folder is closed to us but the file is open: it can still be rewritten in place.
             Err(error) if found.is_some() && is_closed(&error) => {
-                (builder.tempfile().map_err(failed("cannot stage", &std::env::temp_dir()))?, true)
+                let elsewhere = std::env::temp_dir();
+                let file = builder.tempfile_in(&elsewhere).map_err(cause);
+                (file.map_err(failed("cannot stage in", &elsewhere))?, true)
             }
             Err(error) => return Err(failed("cannot stage beside", &dest)(error)),
         };
@@ -267,6 +267,15 @@ fn staged_prefix(dest: &Path) -> OsString {
     prefix.push(dest.file_name().unwrap_or_default());
     prefix.push(".rollcall-");
     prefix
+}
+
+/// The operating system's own error, without the path that tempfile adds to it and we do as well.
+fn cause(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|error| error.source()?.downcast_ref::<io::Error>());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }
 
 fn errno(error: &io::Error) -> Option<Errno> {

@@ -35,12 +35,4 @@ pub mod embedded;
 mod maker;
 pub mod run;
 
-pub use run::{Failure, run};
-
-/// What is wrong with the command line, on one line.
-pub fn usage(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    let line = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-    line.trim_start_matches("error: ").to_owned()
-}
+pub use run::run;

@@ -2,27 +2,17 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
 use rollcall_consumer::{
-    Failure, run,
+    run,
     settings::{Cli, Command},
-    usage,
 };
-use rollcall_shared::{health, telemetry};
+use rollcall_shared::{
+    cli::{self, Failure},
+    health, telemetry,
+};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(help) if !help.use_stderr() => {
-            print!("{}", help.render());
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => return fail(&Failure::Usage(usage(&error))),
-    };
-    match work(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => fail(&failure),
-    }
+    cli::end("rollcall-consumer", work(cli::parse()))
 }
 
 fn work(Cli { command, settings }: Cli) -> Result<(), Failure> {
@@ -38,12 +28,4 @@ fn work(Cli { command, settings }: Cli) -> Result<(), Failure> {
     // A file that is just being written may be finished; a command that hangs may not hold us up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
-}
-
-fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("rollcall-consumer: error: {failure}");
-    match failure {
-        Failure::Usage(_) => ExitCode::from(2),
-        Failure::Failed(_) => ExitCode::FAILURE,
-    }
 }

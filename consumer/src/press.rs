@@ -86,7 +86,7 @@ impl Press {
         let named = |why: String| format!("target {}: {why}", target.name);
         let (renderer, installer) = parts(target);
         renderer.check().map_err(|error| named(error.to_string()))?;
-        installer.check().map_err(|error| named(format!("dest {error}")))?;
+        installer.check().map_err(named)?;
         let ledger = match &target.notify {
             Some(notify) => {
                 let subject = format!("{} and {notify}", target.dest.display());

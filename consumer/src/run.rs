@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use rollcall_agent::{Life, OnExit};
 use rollcall_shared::{
+    cli::Failure,
     health::{self, Health},
     key::Keys,
     record::{self, ConsumerRecord, LeaseSettings},
@@ -40,17 +42,6 @@ use crate::{
     target::{Line, Target},
 };
 
-/// Why a consumer ended otherwise than asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// A setting cannot work; nothing was touched.
-    #[error("{0}")]
-    Usage(String),
-    /// Something that it needs is not there, or went away for good.
-    #[error("{0}")]
-    Failed(String),
-}
-
 /// The health report's line of the store.
 const STORE_PART: &str = "store";
 /// How long the tasks may take to end when they are asked to.
@@ -66,7 +57,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let ConsumerSettings { name: _, config: _, state_dir, listen, once, dry_run, wait } = consumer;
     let stop = shutdown::on_signal().map_err(|error| failed(format!("cannot take signals: {error}")))?;
     let keys = etcd.prefix.clone();
-    let embedded = plan.embedded.then(|| Embedded::new(agent, lease, &plan));
+    let life = Life { wait, lease, on_exit: OnExit::Revoke };
+    let embedded = plan.embedded.then(|| Embedded::new(agent, life, &plan));
     let store: Arc<dyn Store> = match embedded {
         Some(_) => Arc::new(MemoryStore::new()),
         None => Arc::new(EtcdStore::new(etcd).map_err(|error| Failure::Usage(error.to_string()))?),
@@ -113,7 +105,7 @@ fn failed(reason: impl ToString) -> Failure {
 }
 
 /// Tasks that run until they are stopped; one that ends before that ends them all.
-type Tasks = JoinSet<Result<&'static str, String>>;
+type Tasks = JoinSet<Result<&'static str, Failure>>;
 
 /// The tasks that run beside each other, and what they share.
 struct Crew {
@@ -159,7 +151,9 @@ impl Crew {
         let (health, stop) = (self.health.clone(), self.stop.clone());
         self.ending.spawn(async move {
             let served = health::serve(listener, health, metrics, stop).await;
-            served.map(|()| "health server").map_err(|error| format!("the health server failed: {error}"))
+            served
+                .map(|()| "health server")
+                .map_err(|error| failed(format!("the health server failed: {error}")))
         });
         Ok(())
     }
@@ -168,7 +162,7 @@ impl Crew {
     async fn embed(&mut self, embedded: Embedded) -> Result<(), Failure> {
         let running =
             embedded.run(self.store.clone(), self.keys.clone(), self.health.clone(), self.agent_stop.clone());
-        self.agent.spawn(async move { running.await.map(|()| "agent").map_err(|error| error.to_string()) });
+        self.agent.spawn(async move { Ok(running.await.map(|()| "agent")?) });
         let health = self.health.clone();
         tokio::select! {
             () = embedded::registered(&health) => Ok(()),
@@ -209,7 +203,7 @@ impl Crew {
         if late {
             let reason = self.reason(STORE_PART).unwrap_or_default();
             let waited = humantime::format_duration(wait);
-            return Err(failed(format!("the store could not be read within --wait ({waited}): {reason}")));
+            return Err(failed(format!("--etcd could not be read within --wait ({waited}): {reason}")));
         }
         receivers.iter_mut().for_each(watch::Receiver::mark_changed);
         Ok(Some(receivers))
@@ -297,9 +291,7 @@ impl Crew {
         let (store, keys) = (self.store.clone(), self.keys.clone());
         let requests = Requests::new(store, keys, who, lease.refresh, standing, condition);
         let stop = self.stop.clone();
-        self.ending.spawn(async move {
-            requests.run(stop).await.map(|()| "session").map_err(|error| error.to_string())
-        });
+        self.ending.spawn(async move { requests.run(stop).await.map(|()| "session").map_err(failed) });
     }
 
     /// Has the targets at work until we are asked to stop.
@@ -344,7 +336,7 @@ impl Crew {
         };
         Err(match ended {
             Ok(Ok(what)) => failed(format!("the {what} has ended unasked")),
-            Ok(Err(error)) => failed(error),
+            Ok(Err(failure)) => failure,
             Err(error) => failed(error),
         })
     }
@@ -368,7 +360,7 @@ async fn drain(tasks: &mut Tasks) {
     let drained = tokio::time::timeout(FAREWELL, async {
         while let Some(ended) = tasks.join_next().await {
             if let Ok(Err(error)) = ended {
-                tracing::warn!(error, "ended badly");
+                tracing::warn!(%error, "ended badly");
             }
         }
     });

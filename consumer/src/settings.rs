@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use regex::Regex;
 use rollcall_shared::{
+    cli,
     health::Listen,
     name::{ConsumerName, ContainerName, TargetName},
     record::LeaseSettings,
@@ -118,7 +119,7 @@ pub struct TargetFlags {
     #[arg(long, env = "ROLLCALL_TEMPLATE", value_name = "FILE")]
     pub template: Option<PathBuf>,
     /// Regular expression that the service's or the container's name must contain
-    #[arg(long, env = "ROLLCALL_SERVICE", value_name = "REGEX", value_parser = config::regex)]
+    #[arg(long, env = "ROLLCALL_SERVICE", value_name = "REGEX", value_parser = cli::regex)]
     pub service: Option<Regex>,
     /// Label, or label and value, that the container must have; all that are given must match
     #[arg(long, env = "ROLLCALL_LABEL", value_name = "LABEL[=VALUE],...", value_delimiter = ',')]
@@ -327,8 +328,8 @@ mod tests {
     use super::*;
 
     fn plan(args: &[&str]) -> Result<Plan, String> {
-        let cli = Cli::try_parse_from([&["rollcall-consumer"], args].concat());
-        cli.map_err(|error| crate::usage(&error))?.settings.plan()
+        let parsed = Cli::try_parse_from([&["rollcall-consumer"], args].concat());
+        parsed.map_err(|error| cli::usage(&error))?.settings.plan()
     }
 
     #[test]

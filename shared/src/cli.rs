@@ -7,11 +7,13 @@ use clap::Parser;
 use regex::Regex;
 
 /// Why a binary ends with another exit code than 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// A setting cannot work: exit code 2.
+    /// A setting cannot work, and nothing was touched: exit code 2.
+    #[error("{0}")]
     Usage(String),
-    /// Something failed: exit code 1.
+    /// Something that is needed is not there, or went away for good: exit code 1.
+    #[error("{0}")]
     Failed(String),
 }
 
@@ -22,7 +24,7 @@ pub fn parse<C: Parser>() -> C {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
-            eprintln!("{}: error: {}", C::command().get_name(), one_line(&error.render().to_string()));
+            eprintln!("{}: error: {}", C::command().get_name(), usage(&error));
             std::process::exit(2);
         }
     }
@@ -30,13 +32,17 @@ pub fn parse<C: Parser>() -> C {
 
 /// Says why it failed, if it did, and gives the exit code.
 pub fn end(program: &str, result: Result<(), Failure>) -> ExitCode {
-    let (message, code) = match result {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Usage(message)) => (message, 2),
-        Err(Failure::Failed(message)) => (message, 1),
-    };
-    eprintln!("{program}: error: {}", one_line(&message));
-    ExitCode::from(code)
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    eprintln!("{program}: error: {}", one_line(&failure.to_string()));
+    match failure {
+        Failure::Usage(_) => ExitCode::from(2),
+        Failure::Failed(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What is wrong with the arguments, on one line.
+pub fn usage(error: &clap::Error) -> String {
+    one_line(&error.render().to_string())
 }
 
 /// clap's message without its usage and pointer to the help, on one line.
@@ -55,7 +61,7 @@ pub fn regex(text: &str) -> Result<Regex, String> {
     Regex::new(text).map_err(|error| {
         let message = error.to_string();
         let reason = message.lines().rev().find_map(|line| line.strip_prefix("error: "));
-        format!("expected a regular expression: {}", reason.unwrap_or(&message))
+        format!("{text:?} is not a regular expression: {}", reason.unwrap_or(&message))
     })
 }
 
@@ -71,9 +77,7 @@ mod tests {
 
     #[test]
     fn a_bad_regular_expression_says_why() {
-        assert_eq!(
-            regex("(a").expect_err("a group is open"),
-            "expected a regular expression: unclosed group"
-        );
+        let error = regex("(a").expect_err("a group is open");
+        assert_eq!(error, "\"(a\" is not a regular expression: unclosed group");
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rollcall_tests::etcdctl::Event;
-use rollcall_tests::{Container, DockerHost, Etcd, Program, image, until};
+use rollcall_tests::{Bridge, Container, DockerHost, Etcd, Program, Tls, image, until};
 
 const SOON: Duration = Duration::from_secs(10);
 const INSTANCES: &str = "/rollcall/instances/";
@@ -234,9 +234,9 @@ fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<(
         (vec!["--etcd", "http://127.0.0.1:1", "--only-name", "("], 2, "--only-name"),
         (vec!["--etcd", "http://127.0.0.1:1", "--wait", "0s"], 1, "etcd at http://127.0.0.1:1: "),
         (
-            vec!["--etcd", "http://127.0.0.1:1", "--docker-host", "unix:///none.sock"],
-            2,
-            "there is no socket /none.sock",
+            vec!["--etcd", "http://127.0.0.1:1", "--docker-host", "unix:///none.sock", "--wait", "0s"],
+            1,
+            "unix:///none.sock: connecting: there is no such socket",
         ),
         (
             vec!["--etcd", "http://127.0.0.1:1", "--docker-host", "tcp://127.0.0.1:1", "--wait", "0s"],
@@ -260,5 +260,34 @@ fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<(
         let errors = log.lines().filter(|line| line.contains("error: ")).count();
         assert_eq!(errors, 1, "{flags:?}: {log}");
     }
+    Ok(())
+}
+
+#[test]
+fn docker_is_reached_over_tcp_with_tls_and_a_wrong_authority_is_named() -> Result<()> {
+    let (etcd, bridge) = (Etcd::start()?, Bridge::start()?);
+    let tls = Tls::generate(&[bridge.address(1).into()])?;
+    let (cert, key) = tls.server();
+    let tcp = format!("tcp://{}:2376", bridge.address(1));
+    let flags = ["--tlsverify".to_owned(), format!("--host={tcp}")].into_iter();
+    let files = [("cacert", tls.ca()), ("cert", cert), ("key", key)];
+    let flags = flags.chain(files.map(|(name, file)| format!("--tls{name}={}", file.display())));
+    let host = DockerHost::start_with(1, &bridge, &flags.collect::<Vec<_>>())?;
+    host.load_image(image::worker()?)?;
+    let worker = host.run(&["--name", "agent-tls-1", "--publish", "80", image::WORKER])?;
+    let start = |certificates: &Tls, more: &[&str]| -> Result<Program> {
+        let mut command = Program::agent()?;
+        command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off", "--docker-host", &tcp]);
+        command.arg("--docker-tls-verify").arg("--docker-cert-path").arg(certificates.client_dir());
+        Program::start("agent", {
+            command.args(more);
+            command
+        })
+    };
+    let _agent = start(&tls, &[])?;
+    until("its container is registered", SOON, || Ok(keys(&etcd)? == [key_of(&worker)]))?;
+    let mut refused = start(&Tls::generate(&[])?, &["--wait", "0s"])?;
+    assert_eq!(refused.wait(SOON)?.code(), Some(1));
+    refused.wait_log("certificate", SOON)?;
     Ok(())
 }

@@ -417,7 +417,7 @@ async fn what_is_wrong_at_the_start_is_said_before_anything_is_touched() {
     let scene = Scene::new();
     let dest = scene.path("file");
     for (rest, prepare, expected) in [
-        ("format = \"json\"", "folder", format!("{} is not a file", dest.display())),
+        ("format = \"json\"", "folder", format!("dest is {}: expected a file", dest.display())),
         ("template = \"/no/such.j2\"", "", "cannot read the template /no/such.j2: No such file".to_owned()),
     ] {
         if prepare == "folder" {

@@ -1,0 +1,109 @@
+//! What the consumer refuses, and in which words.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Result;
+use rollcall_tests::{Etcd, Program, until};
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// Runs the consumer until it ends by itself; gives its exit code and what it said.
+fn run(state: &std::path::Path, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = Program::consumer()?;
+    command.arg("--state-dir").arg(state).args(["--listen", "off"]).args(args);
+    let mut program = Program::start("consumer", command)?;
+    let code = program.wait(SOON)?.code();
+    Ok((code, program.log()))
+}
+
+#[test]
+fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let state = dir.path().join("state");
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = dir.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let target = |more: &str| {
+        let dest = dir.path().join("out").display().to_string();
+        format!("[[target]]\nname = \"t\"\ndest = \"{dest}\"\n{more}")
+    };
+    let unknown = file("unknown.toml", &target("format = \"json\"\ncolour = \"red\"\n"))?;
+    let regex = file("regex.toml", &target("format = \"json\"\n[target.select]\nservice_regex = \"(\"\n"))?;
+    let both = file("both.toml", &target("format = \"json\"\ntemplate = \"x\"\n"))?;
+    let broken = file("broken.j2", "{% for %}")?;
+    let missing = dir.path().join("none/out").display().to_string();
+    let out = dir.path().join("out").display().to_string();
+    let etcd = "http://127.0.0.1:1";
+    for (args, code, expected) in [
+        (vec!["--etcd", etcd, "--config", &unknown], 2, "colour"),
+        (vec!["--etcd", etcd, "--config", &regex], 2, "service_regex"),
+        (vec!["--etcd", etcd, "--config", &both], 2, "format and template are both set"),
+        (vec!["--etcd", etcd, "--config", "/none.toml"], 2, "--config is /none.toml"),
+        (vec!["--etcd", etcd, "--dest", &out, "--format", "nonsense"], 2, "nonsense"),
+        (
+            vec!["--etcd", etcd, "--dest", &out, "--format", "json", "--ttl", "5s", "--refresh", "9s"],
+            2,
+            "--refresh is 9s",
+        ),
+        (vec!["--etcd", etcd, "--dest", &missing, "--format", "json"], 1, "none"),
+        (vec!["--etcd", etcd, "--dest", &out, "--template", &broken], 1, "broken.j2"),
+        (
+            vec!["--etcd", etcd, "--dest", &out, "--format", "json", "--wait", "100ms"],
+            1,
+            "etcd at http://127.0.0.1:1",
+        ),
+        (
+            vec!["--dest", &out, "--format", "json", "--docker-host", "unix:///none.sock", "--wait", "0s"],
+            1,
+            "/none.sock",
+        ),
+    ] {
+        let (status, log) = run(&state, &args)?;
+        assert_eq!(status, Some(code), "{args:?}: {log}");
+        assert!(log.contains(expected), "{args:?}: {log}");
+        let errors = log.lines().filter(|line| line.contains("error: ")).count();
+        assert_eq!(errors, 1, "{args:?}: {log}");
+        assert!(!dir.path().join("out").exists(), "{args:?}: something was touched");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_template_that_fails_later_keeps_the_last_good_file_and_says_so() -> Result<()> {
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    let (dest, template) = (dir.path().join("out"), dir.path().join("list.j2"));
+    fs::write(&template, "{% for i in instances %}{{ i.address }}:{{ i.port }}\n{% endfor %}")?;
+    let put = |id: &str, port: u16| {
+        let value = format!(
+            r#"{{"v":1,"service":"web","container":"w","id":"{id}","image":"x","address":"10.0.0.1","port":{port},"protocol":"tcp","container_port":80,"status":"passing","started_at":"2026-01-01T00:00:00Z"}}"#
+        );
+        etcd.ctl().put(&format!("/rollcall/instances/h1/{id}/80-tcp"), &value)
+    };
+    put("aaaaaaaaaaaa", 8080)?;
+    // A value that nobody of ours writes is left out, and the rest goes on.
+    etcd.ctl().put("/rollcall/instances/h1/bbbbbbbbbbbb/80-tcp", "{\"v\":7}")?;
+    let port = rollcall_tests::port::free(std::net::Ipv4Addr::LOCALHOST.into())?;
+    let listen = format!("127.0.0.1:{port}");
+    let mut command = Program::consumer()?;
+    command.args(["--etcd", &etcd.endpoint(), "--listen", &listen, "--template"]).arg(&template);
+    command.arg("--dest").arg(&dest).arg("--state-dir").arg(dir.path());
+    let _consumer = Program::start("consumer", command)?;
+    until("it is rendered", SOON, || Ok(fs::read_to_string(&dest)? == "10.0.0.1:8080\n"))?;
+    let ready = || rollcall_tests::http::get(&format!("http://{listen}/readyz"));
+    until("it is ready", SOON, || Ok(ready()?.status == 200))?;
+    fs::write(&template, "{{ nobody.there }}")?;
+    put("cccccccccccc", 8081)?;
+    until("it is not ready", SOON, || {
+        let answer = ready()?;
+        Ok(answer.status == 503 && answer.body.contains("list.j2"))
+    })?;
+    assert_eq!(fs::read_to_string(&dest)?, "10.0.0.1:8080\n");
+    fs::write(&template, "{{ instances | length }}\n")?;
+    until("it is mended", SOON, || Ok(fs::read_to_string(&dest)? == "2\n"))?;
+    let metrics = rollcall_tests::http::get(&format!("http://{listen}/metrics"))?.body;
+    assert!(metrics.contains("bad_values_total"), "{metrics}");
+    Ok(())
+}
