@@ -6,8 +6,8 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    fs::{self, File, Metadata, OpenOptions, Permissions},
+    io::{self, ErrorKind, Write},
     os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
@@ -121,7 +121,7 @@ impl Installer {
     pub fn installed(&self) -> Result<Option<Vec<u8>>, InstallError> {
         match fs::read(&self.dest) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("cannot read", &self.dest)(error)),
         }
     }
@@ -141,43 +141,42 @@ impl Installer {
         let prefix = staged_prefix(&dest);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix);
-        let (mut file, mut in_place) = match builder.tempfile_in(folder(&dest)).map_err(cause) {
+        let (mut file, mut in_place) = match builder.tempfile_in(folder(&dest)).map_err(plain) {
             Ok(file) => (file, false),
             // The folder is closed to us but the file is open: it can still be rewritten in place.
             Err(error) if found.is_some() && is_closed(&error) => {
                 let elsewhere = std::env::temp_dir();
-                let file = builder.tempfile_in(&elsewhere).map_err(cause);
+                let file = builder.tempfile_in(&elsewhere).map_err(plain);
                 (file.map_err(failed("cannot stage in", &elsewhere))?, true)
             }
             Err(error) => return Err(failed("cannot stage beside", &dest)(error)),
         };
-        let staging = failed("cannot write", file.path());
-        let written = file.write_all(bytes).and_then(|()| {
-            let kept = self.dress(file.as_file(), found.as_ref())?;
-            in_place |= !kept;
-            file.as_file().sync_all()
-        });
-        written.map_err(staging)?;
+        let unwritten = failed("cannot write", file.path());
+        in_place |= !self.dress(file.as_file(), &dest, found.as_ref())?;
+        file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(unwritten)?;
         Ok(Some(Staged { path: NamedTempFile::into_temp_path(file), dest, in_place }))
     }
 
     /// Gives the staged file its mode and owner. Tells whether it could: where the owner of the file that
     /// it replaces can only be kept by leaving that file in place, it could not.
-    fn dress(&self, file: &File, found: Option<&fs::Metadata>) -> io::Result<bool> {
-        let mode = self.mode.map(|Mode(mode)| mode).or(found.map(|found| found.mode() & 0o7777));
-        let staged = file.metadata()?;
+    fn dress(&self, staged: &File, dest: &Path, found: Option<&Metadata>) -> Result<bool, InstallError> {
+        let own = staged.metadata().map_err(failed("cannot look at what was staged for", dest))?;
         let wanted = self.owner.unwrap_or(Owner { user: None, group: None });
-        let user = wanted.user.or(found.map(MetadataExt::uid)).filter(|user| *user != staged.uid());
-        let group = wanted.group.or(found.map(MetadataExt::gid)).filter(|group| *group != staged.gid());
+        let user = wanted.user.or(found.map(MetadataExt::uid)).filter(|user| *user != own.uid());
+        let group = wanted.group.or(found.map(MetadataExt::gid)).filter(|group| *group != own.gid());
         if user.is_some() || group.is_some() {
-            match fchown(file, user, group) {
-                Err(error) if self.owner.is_none() && error.kind() == io::ErrorKind::PermissionDenied => {
-                    return Ok(false);
+            match fchown(staged, user, group) {
+                Ok(()) => {}
+                Err(error) if self.owner.is_some() => {
+                    return Err(failed("cannot set the owner of", dest)(error));
                 }
-                owned => owned?,
+                Err(_) if rustix::fs::access(dest, Access::WRITE_OK).is_ok() => return Ok(false),
+                Err(error) => return Err(failed("cannot keep the owner, and none is set, of", dest)(error)),
             }
         }
-        file.set_permissions(fs::Permissions::from_mode(mode.unwrap_or(MODE)))?;
+        let mode = self.mode.map(|Mode(mode)| mode).or(found.map(|found| found.mode() & 0o7777));
+        let mode = Permissions::from_mode(mode.unwrap_or(MODE));
+        staged.set_permissions(mode).map_err(failed("cannot set the mode of", dest))?;
         Ok(true)
     }
 
@@ -269,25 +268,17 @@ fn staged_prefix(dest: &Path) -> OsString {
     prefix
 }
 
-/// The operating system's own error, without the path that tempfile adds to it and we do as well.
-fn cause(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|error| error.source()?.downcast_ref::<io::Error>());
-    match inner.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
-    }
-}
-
-fn errno(error: &io::Error) -> Option<Errno> {
-    error.raw_os_error().map(Errno::from_raw_os_error)
+/// An error without the path that tempfile adds to it, and we do as well.
+fn plain(error: io::Error) -> io::Error {
+    if error.get_ref().is_some() { error.kind().into() } else { error }
 }
 
 fn is_closed(error: &io::Error) -> bool {
-    matches!(errno(error), Some(Errno::ACCESS | Errno::PERM | Errno::ROFS))
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
 fn is_mounted(error: &io::Error) -> bool {
-    matches!(errno(error), Some(Errno::BUSY | Errno::XDEV))
+    matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::CrossesDevices)
 }
 
 /// Writes the staged bytes over the file itself, in one write, and cuts off what is left of the old ones.
@@ -349,7 +340,7 @@ mod tests {
         let mut installer = installer(dir.path());
         put(&installer, b"one");
         assert_eq!(mode(&installer.dest), 0o644);
-        fs::set_permissions(&installer.dest, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        fs::set_permissions(&installer.dest, Permissions::from_mode(0o600)).expect("it is ours");
         put(&installer, b"two");
         assert_eq!(mode(&installer.dest), 0o600);
         installer.mode = Some(Mode(0o640));
