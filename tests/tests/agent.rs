@@ -286,7 +286,8 @@ fn docker_is_reached_over_tcp_with_tls_and_a_wrong_authority_is_named() -> Resul
     };
     let _agent = start(&tls, &[])?;
     until("its container is registered", SOON, || Ok(keys(&etcd)? == [key_of(&worker)]))?;
-    let mut refused = start(&Tls::generate(&[])?, &["--wait", "0s"])?;
+    let strangers = Tls::generate(&[])?;
+    let mut refused = start(&strangers, &["--wait", "0s"])?;
     assert_eq!(refused.wait(SOON)?.code(), Some(1));
     refused.wait_log("certificate", SOON)?;
     Ok(())
