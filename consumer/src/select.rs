@@ -303,3 +303,126 @@ pub fn is_reachable(address: &Address) -> bool {
         Address::Name(_) => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::maker;
+
+    fn endpoint(select: &Select, instance: &Instance) -> Option<String> {
+        select.endpoint(&maker::id(1), instance).map(|endpoint| endpoint.to_string())
+    }
+
+    fn regex(text: &str) -> Option<Regex> {
+        Some(Regex::new(text).expect("a regular expression"))
+    }
+
+    #[test]
+    fn every_criterion_must_be_met() {
+        let instance = Instance {
+            labels: [("role".to_owned(), "front".to_owned())].into(),
+            tags: vec!["blue".to_owned(), "new".to_owned()],
+            ..maker::instance(1, "web")
+        };
+        let label = |text: &str| text.parse().expect("a label");
+        let all = Select::default();
+        for (meant, select) in [
+            (true, all.clone()),
+            (true, Select { services: vec!["api", "web"].into_iter().map(service).collect(), ..all.clone() }),
+            (false, Select { services: vec![service("we")], ..all.clone() }),
+            (true, Select { service_regex: regex("^w"), container_regex: regex("-1$"), ..all.clone() }),
+            (false, Select { service_regex: regex("-1$"), ..all.clone() }),
+            (true, Select { name_regex: regex("-1$"), ..all.clone() }),
+            (true, Select { labels: vec![label("role"), label("role=front")], ..all.clone() }),
+            (false, Select { labels: vec![label("role"), label("role=back")], ..all.clone() }),
+            (false, Select { labels: vec![label("rol")], ..all.clone() }),
+            (true, Select { nodes: vec!["h1".parse().expect("a name")], ..all.clone() }),
+            (false, Select { nodes: vec!["h2".parse().expect("a name")], ..all.clone() }),
+            (true, Select { ports: vec![80], ..all.clone() }),
+            (false, Select { ports: vec![8001], ..all.clone() }),
+            (false, Select { protocol: Some(Protocol::Udp), ..all.clone() }),
+            (true, Select { tags: vec!["new".to_owned()], ..all.clone() }),
+            (false, Select { tags: vec!["new".to_owned(), "red".to_owned()], ..all.clone() }),
+            (false, Select { statuses: vec![Status::Draining], ..all.clone() }),
+        ] {
+            assert_eq!(endpoint(&select, &instance).is_some(), meant, "{select:?}");
+        }
+    }
+
+    fn service(name: &str) -> ServiceName {
+        name.parse().expect("a name")
+    }
+
+    #[test]
+    fn the_family_picks_among_all_endpoints() {
+        let v6 = Endpoint { address: Address::Ip("fd00::1".parse().expect("an address")), port: 9 };
+        let instance = Instance { alternatives: vec![v6], ..maker::instance(1, "web") };
+        let of = |family| Select { family: Some(family), ..Select::default() };
+        assert_eq!(endpoint(&of(Family::Ipv4), &instance), Some("10.0.0.1:8001".to_owned()));
+        assert_eq!(endpoint(&of(Family::Ipv6), &instance), Some("[fd00::1]:9".to_owned()));
+        assert_eq!(endpoint(&of(Family::Ipv6), &maker::instance(1, "web")), None);
+    }
+
+    #[test]
+    fn only_a_pattern_that_is_a_plain_name_names_a_service() {
+        let named = |text: &str| Select { name_regex: regex(text), ..Select::default() }.named_services();
+        assert_eq!(named("web"), [service("web")]);
+        assert_eq!(named("web|api"), []);
+        assert_eq!(Select::default().named_services(), []);
+    }
+
+    #[test]
+    fn only_what_came_after_the_first_snapshot_is_new() {
+        let mut selection = Selection::new(Select::default().into());
+        selection.apply(&maker::come([(maker::id(1), maker::instance(1, "web"))]));
+        assert_eq!(selection.newer_than(0).count(), 0);
+        selection.apply(&maker::come([(maker::id(2), maker::instance(2, "web"))]));
+        let shown = selection.step();
+        assert_eq!(selection.newer_than(0).count(), 1);
+        assert_eq!(selection.newer_than(shown).count(), 0);
+    }
+
+    /// What an instance may become: gone, or of this service, at this place, in this status.
+    fn fate() -> impl Strategy<Value = Option<Instance>> {
+        let status = prop_oneof![Just(Status::Passing), Just(Status::Draining)];
+        proptest::option::of(
+            (0usize..3, prop_oneof![Just("web"), Just("api")], status)
+                .prop_map(|(place, service, status)| Instance { status, ..maker::instance(place, service) }),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn following_changes_comes_to_what_a_fresh_start_comes_to(
+            fates in proptest::collection::vec((0usize..4, fate()), 0..30),
+        ) {
+            let select = Arc::new(Select::default());
+            let mut followed = Selection::new(select.clone());
+            let mut roll: BTreeMap<usize, Arc<Instance>> = BTreeMap::new();
+            for (number, fate) in fates {
+                let after = fate.map(Arc::new);
+                let before = match &after {
+                    Some(instance) => roll.insert(number, instance.clone()),
+                    None => roll.remove(&number),
+                };
+                let shift = Shift { id: maker::id(number).into(), before, after };
+                followed.apply(&Shifts { shifts: vec![shift], ..Shifts::default() });
+            }
+            let mut fresh = Selection::new(select);
+            fresh.apply(&maker::come(roll.into_iter().map(|(number, instance)| {
+                (maker::id(number), Arc::unwrap_or_clone(instance))
+            })));
+            let rows = |selection: &Selection| -> Vec<_> {
+                let groups = selection.groups().iter();
+                groups
+                    .flat_map(|(service, group)| group.rows.iter().map(move |row| (service, row)))
+                    .map(|(service, row)| (service.clone(), row.id.clone(), row.endpoint.clone(), row.instance.clone()))
+                    .collect()
+            };
+            prop_assert_eq!(rows(&followed), rows(&fresh));
+            prop_assert!(followed.groups().values().all(|group| !group.rows.is_empty()));
+        }
+    }
+}

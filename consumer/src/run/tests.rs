@@ -223,6 +223,25 @@ async fn a_crash_between_install_and_ack_is_notified_after_the_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn going_back_to_the_acked_file_is_notified_also_after_a_crash() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let crashed = scene.start(&with_signal()).await;
+    let first = scene.request_after(None).await;
+    scene.ack(&first, Outcome::Delivered).await;
+    until(async || scene.path("state/web.acked.json").exists().then_some(())).await;
+    scene.put(2).await;
+    let second = scene.request_after(Some(&first)).await;
+    scene.delete(2).await;
+    let third = scene.request_after(Some(&second)).await;
+    assert_eq!(scene.file(), "10.0.0.1 8001\n", "as it was acked, but the target may run with the second");
+    drop(crashed);
+    let _consumer = scene.start(&with_signal()).await;
+    let fourth = scene.request_after(Some(&third)).await;
+    assert_ne!(fourth.generation, third.generation);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_ack_of_an_earlier_installation_settles_nothing() {
     let scene = Scene::new();
     let consumer = scene.start(&with_signal()).await;
