@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +18,7 @@ use rollcall_shared::{
 };
 use serde::Serialize;
 
-use crate::select::{Group, Row, Selection, is_reachable};
+use crate::select::{Group, Row, Selection};
 
 /// A built-in format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
@@ -281,6 +282,15 @@ fn failed(path: &Path, error: &minijinja::Error) -> RenderError {
     let what = error.detail().map_or_else(|| error.kind().to_string(), ToOwned::to_owned);
     let reason = format!("{line}{what}").replace(char::is_control, " ");
     RenderError::Template { path: path.to_owned(), reason }
+}
+
+/// Whether traffic can go to an address at all.
+fn is_reachable(address: &Address) -> bool {
+    match address {
+        Address::Ip(IpAddr::V4(ip)) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+        Address::Ip(IpAddr::V6(ip)) => !ip.is_unspecified() && !ip.is_multicast(),
+        Address::Name(_) => true,
+    }
 }
 
 /// One instance a line, with commas between them.

@@ -7,7 +7,6 @@ use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
     str::FromStr,
     sync::Arc,
 };
@@ -292,15 +291,6 @@ impl Selection {
     /// its data looks like.
     pub fn is_suspect(&self) -> bool {
         self.suspect
-    }
-}
-
-/// Whether traffic can go to an address at all.
-pub fn is_reachable(address: &Address) -> bool {
-    match address {
-        Address::Ip(IpAddr::V4(ip)) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
-        Address::Ip(IpAddr::V6(ip)) => !ip.is_unspecified() && !ip.is_multicast(),
-        Address::Name(_) => true,
     }
 }
 

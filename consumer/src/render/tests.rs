@@ -1,5 +1,3 @@
-use std::net::IpAddr;
-
 use proptest::prelude::*;
 use rollcall_shared::instance::InstanceId;
 
