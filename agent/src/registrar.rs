@@ -167,7 +167,8 @@ impl Registrar {
         inputs: &mut Inputs<'_>,
         stop: &CancellationToken,
     ) -> End {
-        let mut retry = Retry::new(Duration::from_millis(100), Duration::from_secs(5));
+        // A refresh that failed is tried again well within the lease.
+        let mut retry = Retry::new(Duration::from_millis(100), Duration::from_secs(5).min(self.refresh / 2));
         let mut refresh_at = Instant::now() + self.refresh;
         let mut write_at = self.plan_ahead(session, state);
         loop {
@@ -227,37 +228,49 @@ impl Registrar {
         let mut desired = state.described.values(&running, &self.policy, &self.keys);
         metrics::gauge!("rollcall_agent_instances").set(desired.len() as f64);
         desired.extend(self.acks.borrow_and_update().clone());
-        state.ops = plan(&desired, state.registered.entries(), session.lease());
-        if state.ops.is_empty() {
+        let ops = plan(&desired, state.registered.entries(), session.lease());
+        let now = Instant::now();
+        if ops.is_empty() {
             state.gather.on_nothing();
             self.health.well(HEALTH_PART);
+            state.pending.clear();
             return None;
         }
-        let urgent = self.is_urgent(&state.ops, &running);
-        Some(state.gather.due(Instant::now(), seen.expects_more && !urgent))
+        let changed = state.pending != ops;
+        state.pending = ops;
+        let due = state.gather.due(now, changed, seen.expects_more);
+        if due > now {
+            let is_urgent = self.urgency(&running);
+            state.urgent = state.pending.iter().filter(|op| is_urgent(op)).cloned().collect();
+        }
+        Some(if state.urgent.is_empty() { due } else { now })
     }
 
-    /// Whether something is not to be held back for a burst of containers: an ack, which is awaited, or a
-    /// container that drains, which must be let go before it ends.
-    fn is_urgent(&self, ops: &[Op], running: &BTreeMap<FullId, Running>) -> bool {
+    /// Tells which writes are not to be held back for a burst of containers: acks, which are awaited, and
+    /// containers that drain, which must be let go before they end.
+    fn urgency(&self, running: &BTreeMap<FullId, Running>) -> impl Fn(&Op) -> bool + use<> {
         let instances = self.keys.instances_of(&self.policy.node);
         let draining = running.values().filter(|running| running.draining);
         let draining: Vec<String> =
             draining.map(|running| format!("{instances}{}/", running.container.short_id)).collect();
-        ops.iter().any(|op| {
+        move |op| {
             !op.key().starts_with(&instances) || draining.iter().any(|prefix| op.key().starts_with(prefix))
-        })
+        }
     }
 
+    /// Writes what is urgent, or else everything that is pending.
     async fn write(&self, session: &Session, state: &mut Writing) -> Result<(), StoreError> {
-        let ops = std::mem::take(&mut state.ops);
+        let everything = state.urgent.is_empty();
+        let ops = std::mem::take(if everything { &mut state.pending } else { &mut state.urgent });
         let started = Instant::now();
         for ops in ops.chunks(OPS_AT_ONCE) {
             let revision = session.commit(&*self.store, ops).await?;
             state.registered.on_written(ops, session.lease(), revision);
             metrics::counter!("rollcall_agent_writes_total").increment(ops.len() as u64);
         }
-        state.gather.on_written(Instant::now());
+        if everything {
+            state.gather.on_written(Instant::now());
+        }
         metrics::histogram!("rollcall_agent_commit_duration_seconds").record(started.elapsed());
         for op in &ops {
             match op {
@@ -321,13 +334,16 @@ struct Writing {
     registered: Registered,
     described: Described,
     gather: Gather,
-    ops: Vec<Op>,
+    /// Everything that is to be written.
+    pending: Vec<Op>,
+    /// That of it which cannot wait, where the rest is held back.
+    urgent: Vec<Op>,
 }
 
 impl Writing {
     fn new(window: Duration) -> Self {
         let (registered, described) = (Registered::default(), Described::default());
-        Self { registered, described, gather: Gather::new(window), ops: Vec::new() }
+        Self { registered, described, gather: Gather::new(window), pending: Vec::new(), urgent: Vec::new() }
     }
 }
 
