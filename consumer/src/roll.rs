@@ -56,23 +56,22 @@ impl Roll {
     pub fn apply(&mut self, update: Update) -> Shifts {
         let relisted = matches!(update, Update::Snapshot(_));
         let shifts = match update {
-            Update::Snapshot(listing) => self.replace(&listing.entries),
+            Update::Snapshot(listing) => self.replace(listing.entries),
             Update::Changes(batch) => batch.changes.iter().filter_map(|change| self.follow(change)).collect(),
         };
         Shifts { shifts, relisted, nothing_left: self.instances.is_empty() }
     }
 
-    fn replace(&mut self, entries: &[Entry]) -> Vec<Shift> {
+    fn replace(&mut self, entries: Vec<Entry>) -> Vec<Shift> {
         let mut old = std::mem::take(&mut self.instances);
         let known = std::mem::take(&mut self.unreadable);
         self.instances.reserve(entries.len());
         let mut shifts = Vec::with_capacity(if old.is_empty() { entries.len() } else { 0 });
-        for (entry, read) in entries.iter().zip(read_all(&self.keys, entries)) {
+        for read in read_all(&self.keys, entries) {
             let (id, instance) = match read {
-                Ok(Some(read)) => read,
-                Ok(None) => continue,
-                Err(reason) => {
-                    self.refuse(&entry.key, &reason, &known);
+                Ok(read) => read,
+                Err(Unreadable { key, reason }) => {
+                    self.refuse(&key, &reason, &known);
                     continue;
                 }
             };
@@ -95,7 +94,7 @@ impl Roll {
 
     fn follow(&mut self, change: &Change) -> Option<Shift> {
         let id = match id(&self.keys, change.key()) {
-            Ok(id) => id?,
+            Ok(id) => id,
             Err(reason) => {
                 self.refuse(change.key(), &reason, &HashSet::new());
                 return None;
@@ -143,36 +142,43 @@ impl Roll {
     }
 }
 
-/// An instance with its ID; `None` where the key is another kind's; why not, where it cannot be read.
-type Read = Result<Option<(InstanceId, Instance)>, String>;
+/// A key that is left out, and why.
+struct Unreadable {
+    key: String,
+    reason: String,
+}
 
-fn id(keys: &Keys, key: &str) -> Result<Option<InstanceId>, String> {
+fn id(keys: &Keys, key: &str) -> Result<InstanceId, String> {
     match keys.parse(key) {
-        Ok(Key::Instance(id)) => Ok(Some(id)),
-        Ok(_) => Ok(None),
+        Ok(Key::Instance(id)) => Ok(id),
+        Ok(_) => Err("it is another kind's key".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-fn read(keys: &Keys, entry: &Entry) -> Read {
-    let Some(id) = id(keys, &entry.key)? else { return Ok(None) };
-    let instance = Instance::decode(&entry.value).map_err(|error| error.to_string())?;
-    Ok(Some((id, instance)))
+fn read(keys: &Keys, entry: Entry) -> Result<(InstanceId, Instance), Unreadable> {
+    let decode = || Instance::decode(&entry.value).map_err(|error| error.to_string());
+    match id(keys, &entry.key).and_then(|id| Ok((id, decode()?))) {
+        Ok(read) => Ok(read),
+        Err(reason) => Err(Unreadable { key: entry.key, reason }),
+    }
 }
 
 /// Reads entries on every core: a listing is what a start waits for.
-fn read_all(keys: &Keys, entries: &[Entry]) -> Vec<Read> {
+fn read_all(keys: &Keys, mut entries: Vec<Entry>) -> Vec<Result<(InstanceId, Instance), Unreadable>> {
     /// Fewer are read sooner than a thread starts.
     const WORTH_A_THREAD: usize = 1000;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let share = entries.len().div_ceil(cores).max(WORTH_A_THREAD);
+    let read_share = |share: Vec<Entry>| share.into_iter().map(|entry| read(keys, entry)).collect::<Vec<_>>();
     std::thread::scope(|scope| {
-        let read_share = |share: &[Entry]| share.iter().map(|entry| read(keys, entry)).collect::<Vec<_>>();
-        let mut shares = entries.chunks(share);
-        let first = shares.next().unwrap_or_default();
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || read_share(share))).collect();
-        let mut all = read_share(first);
-        for other in others {
+        let mut others = Vec::new();
+        while entries.len() > share {
+            let last = entries.split_off(entries.len() - share);
+            others.push(scope.spawn(move || read_share(last)));
+        }
+        let mut all = read_share(entries);
+        for other in others.into_iter().rev() {
             all.append(&mut other.join().expect("reading does not panic"));
         }
         all

@@ -59,6 +59,9 @@ struct Awaited {
     instances: usize,
 }
 
+/// How many started containers are remembered for the histogram while no ack comes.
+const MOST_STARTED: usize = 10_000;
+
 /// Why a target has not what the roll calls for: a sentence.
 type Reason = String;
 
@@ -215,7 +218,8 @@ impl Target {
         let is_owed = press.owes(&edition);
         let Edition { digest, instances, started, .. } = edition;
         let (Some(line), Some(digest)) = (&self.line, digest) else { return };
-        self.started.extend(started);
+        let room = MOST_STARTED - self.started.len();
+        self.started.extend(started.into_iter().take(room));
         if is_new || (is_owed && self.awaited.is_none()) {
             let generation = Generation::after(self.last_generation, Timestamp::now());
             self.last_generation = Some(generation);
