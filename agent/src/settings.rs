@@ -58,7 +58,7 @@ pub struct NodeSettings {
     /// This host's name, unique among all agents [default: the host name]
     #[arg(long, env = "ROLLCALL_NODE", value_name = "NAME", global = true)]
     pub node: Option<NodeName>,
-    /// Address of ports published on 0.0.0.0 or [::]: an IP, an interface or a CIDR; one of each family
+    /// Address of ports published on 0.0.0.0 or `::`: an IP, an interface or a CIDR; one of each family
     /// may be given, separated by a comma [default: the source address of the route to etcd]
     #[arg(
         long,
@@ -68,7 +68,7 @@ pub struct NodeSettings {
         global = true
     )]
     pub advertise: Vec<Advertise>,
-    /// How containers are reached: host (published ports), network[:NAME] (their own address) or name
+    /// How containers are reached: host (published ports), `network[:NAME]` (their own address) or name
     /// (their own name) [default: host]
     #[arg(long, env = "ROLLCALL_ADDRESS", value_name = "MODE", global = true)]
     pub address: Option<AddressMode>,

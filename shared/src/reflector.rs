@@ -53,7 +53,7 @@ pub struct Reflector {
 const BACKLOG: usize = 64;
 
 impl Reflector {
-    /// A reflector of all keys that start with `prefix`, and the receiver of what it finds. It reports
+    /// A reflector of all keys of `prefix`, and the receiver of what it finds. It reports
     /// its health as `part`.
     pub fn new(
         store: Arc<dyn Store>,

@@ -170,6 +170,11 @@ pub enum StoreError {
     Invalid(String),
 }
 
+/// Whether a prefix is all keys below it, and not one key alone.
+fn is_folder(prefix: &str) -> bool {
+    prefix.ends_with('/')
+}
+
 /// What agent and consumer need of a store.
 ///
 /// # Guarantees
@@ -181,6 +186,9 @@ pub enum StoreError {
 /// - `watch` gives every change after the revision once and in order, or says
 ///   [`StoreError::Compacted`] or [`StoreError::RolledBack`].
 /// - Every call ends in bounded time.
+///
+/// A prefix ends in a slash and means all keys below it; without one it means that key alone, so that who
+/// may read one key only can also list and watch it.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Grants a lease. The store may raise a time to live that is too short for it.
@@ -203,9 +211,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         guard: Option<&Guard>,
     ) -> Result<Revision, StoreError>;
 
-    /// Reads all keys that start with `prefix`.
+    /// Reads all keys of a prefix.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
-    /// Watches all keys that start with `prefix`, from the first change after `after`.
+    /// Watches all keys of a prefix, from the first change after `after`.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError>;
 }

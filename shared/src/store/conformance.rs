@@ -28,6 +28,7 @@ pub async fn run(store: &dyn Store) {
     a_lost_lease_is_said_to_be_lost_every_time(store).await;
     a_watch_misses_nothing_and_repeats_nothing(store).await;
     a_watch_sees_only_its_prefix(store).await;
+    a_prefix_without_a_slash_is_one_key(store).await;
     a_watch_from_the_future_is_a_roll_back(store).await;
     a_commit_under_a_lost_lease_is_refused(store).await;
 }
@@ -212,6 +213,17 @@ async fn a_watch_sees_only_its_prefix(store: &dyn Store) {
     commit(store, &ops, None).await;
     commit(store, &[put(&format!("{prefix}b/2"), "4")], None).await;
     assert_eq!(changes(&mut watch, 2).await, [format!("+{prefix}b/1=2"), format!("+{prefix}b/2=4")]);
+}
+
+async fn a_prefix_without_a_slash_is_one_key(store: &dyn Store) {
+    let prefix = fresh();
+    let (key, longer) = (format!("{prefix}a"), format!("{prefix}ab"));
+    let start = commit(store, &[put(&longer, "1"), put(&key, "2")], None).await;
+    assert_eq!(pairs(store, &key).await, [(key.clone(), "2".to_owned())]);
+    let mut watch = store.watch(&key, start).await.expect("a watch");
+    commit(store, &[put(&longer, "3")], None).await;
+    commit(store, &[put(&key, "4")], None).await;
+    assert_eq!(changes(&mut watch, 1).await, [format!("+{key}=4")]);
 }
 
 async fn a_watch_from_the_future_is_a_roll_back(store: &dyn Store) {

@@ -15,7 +15,7 @@ use etcd_client::{
 use futures_util::{StreamExt, stream};
 
 use super::{
-    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Revision, Store, StoreError, Watch,
+    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Revision, Store, StoreError, Watch, is_folder,
     settings::EtcdSettings,
 };
 
@@ -279,7 +279,8 @@ impl Store for EtcdStore {
         let mut from = prefix.as_bytes().to_vec();
         loop {
             let revision = listing.revision.0;
-            let options = GetOptions::new().with_range(end_of(prefix)).with_limit(PAGE);
+            let options = GetOptions::new().with_limit(PAGE);
+            let options = if is_folder(prefix) { options.with_range(end_of(prefix)) } else { options };
             // Revision 0 is the newest; the pages after the first stay at the first one's.
             let options = options.with_revision(revision);
             let answer = self
@@ -305,7 +306,8 @@ impl Store for EtcdStore {
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
         let (index, client) = self.client().await?;
-        let options = WatchOptions::new().with_prefix().with_start_revision(after.0 + 1);
+        let options = WatchOptions::new().with_start_revision(after.0 + 1);
+        let options = if is_folder(prefix) { options.with_prefix() } else { options };
         let open = async {
             let mut watch = client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
             let mut stream = watch.watch(prefix, Some(options)).await?;

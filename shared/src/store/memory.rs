@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::Instant};
 
-use super::{Batch, Change, Entry, Guard, LeaseId, Listing, Op, Revision, Store, StoreError, Watch};
+use super::{
+    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Revision, Store, StoreError, Watch, is_folder,
+};
 
 /// How many revisions of history a watcher may lag behind before it is told `Compacted`.
 const HISTORY: usize = 4096;
@@ -144,10 +146,14 @@ impl State {
         }
         let mut changes = Vec::new();
         for batch in self.history.iter().filter(|batch| batch.revision > after) {
-            changes.extend(batch.changes.iter().filter(|change| change.key().starts_with(prefix)).cloned());
+            changes.extend(batch.changes.iter().filter(|change| covers(prefix, change.key())).cloned());
         }
         Ok(changes.last().map(Change::revision).map(|revision| Batch { changes, revision }))
     }
+}
+
+fn covers(prefix: &str, key: &str) -> bool {
+    if is_folder(prefix) { key.starts_with(prefix) } else { key == prefix }
 }
 
 #[async_trait]
@@ -207,7 +213,7 @@ impl Store for MemoryStore {
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         let state = self.lock();
         let from_prefix = state.entries.range(prefix.to_owned()..);
-        let entries = from_prefix.take_while(|(key, _)| key.starts_with(prefix));
+        let entries = from_prefix.take_while(|(key, _)| covers(prefix, key));
         Ok(Listing { entries: entries.map(|(_, entry)| entry.clone()).collect(), revision: state.revision })
     }
 
