@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How long nothing must change, in a burst, before it is written. As long as a burst's last change may be
 /// held back without anyone minding: nginx takes longer for one reload.
-const QUIET: Duration = Duration::from_millis(40);
+const QUIET: Duration = Duration::from_millis(35);
 
 /// Gathers the changes of a burst.
 #[derive(Debug)]
