@@ -18,21 +18,22 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// Measures and prints both modes, with one and with fifty others running.
 pub fn run(runs: usize) -> Result<()> {
-    let floors = floors::measure(runs)?;
-    for (mode, name) in [(Mode::Etcd, "etcd on loopback"), (Mode::Embedded, "embedded")] {
-        for others in [1, 50] {
-            heading(&format!("{name}, {others} other running"));
-            measure(mode, others, runs, &floors)?;
+    for others in [1, 50] {
+        println!("\n=== {others} other container{} running", if others == 1 { "" } else { "s" });
+        let others: Vec<Made> = (0..others)
+            .map(|number| Made::new(&format!("bench-other-{number}"), &[], serde_json::json!({}), &[]))
+            .collect::<Result<_>>()?;
+        others.iter().try_for_each(Made::start)?;
+        let floors = floors::measure(runs)?;
+        for (mode, name) in [(Mode::Etcd, "etcd on loopback"), (Mode::Embedded, "embedded")] {
+            heading(name);
+            measure(mode, runs, &floors)?;
         }
     }
     Ok(())
 }
 
-fn measure(mode: Mode, others: usize, runs: usize, floors: &Floors) -> Result<()> {
-    let others: Vec<Made> = (0..others)
-        .map(|number| Made::new(&format!("bench-other-{number}"), &[], serde_json::json!({}), &[]))
-        .collect::<Result<_>>()?;
-    others.iter().try_for_each(Made::start)?;
+fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
     let stage = Stage::start(mode)?;
     let versions = watched::watch(&stage.file())?;
     let events = engine::events()?;
@@ -59,13 +60,13 @@ fn measure(mode: Mode, others: usize, runs: usize, floors: &Floors) -> Result<()
         let version = watched::await_version(&versions, |text| !listed(text))?;
         die_to_file.add(version.at.saturating_sub(event.at));
     }
-    let (start, die, etcd) = match mode {
-        Mode::Etcd => (floors.start_to_file, floors.die_to_file, floors.etcd),
+    let (start, die, round) = match mode {
+        Mode::Etcd => (floors.start_to_file, floors.die_to_file, floors.signal_round),
         Mode::Embedded => (floors.start_to_file_embedded, floors.die_to_file_embedded, 0.0),
     };
     start_to_file.print("start -> file", Some(start));
     die_to_file.print("die -> file", Some(die));
-    start_to_hup.print("start -> SIGHUP received", Some(start_to_file.median() + etcd + floors.kill));
-    file_to_hup.print("file -> SIGHUP received", Some(etcd + floors.kill));
+    start_to_hup.print("start -> SIGHUP received", Some(start_to_file.median() + round + floors.kill));
+    file_to_hup.print("file -> SIGHUP received", Some(round + floors.kill));
     Ok(())
 }
