@@ -7,10 +7,10 @@ use jiff::Timestamp;
 pub struct Generation(pub u64);
 
 impl Generation {
-    /// A number greater than the last one, from the milliseconds of the time, so that a restart takes no
+    /// A number greater than the last one, from the microseconds of the time, so that a restart takes no
     /// number that an earlier run has used.
     pub fn after(last: Option<Generation>, now: Timestamp) -> Self {
-        let now = u64::try_from(now.as_millisecond()).unwrap_or_default();
+        let now = u64::try_from(now.as_microsecond()).unwrap_or_default();
         Self(last.map_or(now, |Generation(last)| now.max(last + 1)))
     }
 }
@@ -21,7 +21,7 @@ mod tests {
 
     #[test]
     fn numbers_grow_also_while_the_clock_stands_or_goes_back() {
-        let now = Timestamp::from_millisecond(5000).expect("a time");
+        let now = Timestamp::from_microsecond(5000).expect("a time");
         let first = Generation::after(None, now);
         let second = Generation::after(Some(first), now);
         assert_eq!((first, second), (Generation(5000), Generation(5001)));
