@@ -1,6 +1,6 @@
 //! The roll: every readable instance at one revision, and what shifted with the last update.
 //!
-//! It decodes what the reflector delivers, each value once. A value that cannot be read is left out,
+//! It decodes what the store holds, each value once. A value that cannot be read is left out,
 //! counted and logged once per key, and never stops the rest. It selects nothing and renders nothing.
 
 use std::{
@@ -53,7 +53,7 @@ impl Roll {
     }
 
     /// Takes an update in and tells what shifted.
-    pub fn apply(&mut self, update: Update) -> Shifts {
+    pub fn apply(&mut self, update: Update<Read>) -> Shifts {
         let relisted = matches!(update, Update::Snapshot(_));
         let shifts = match update {
             Update::Snapshot(listing) => self.replace(listing.entries),
@@ -62,12 +62,12 @@ impl Roll {
         Shifts { shifts, relisted, nothing_left: self.instances.is_empty() }
     }
 
-    fn replace(&mut self, entries: Vec<Entry>) -> Vec<Shift> {
+    fn replace(&mut self, entries: Vec<Read>) -> Vec<Shift> {
         let mut old = std::mem::take(&mut self.instances);
         let known = std::mem::take(&mut self.unreadable);
         self.instances.reserve(entries.len());
         let mut shifts = Vec::with_capacity(if old.is_empty() { entries.len() } else { 0 });
-        for read in read_all(&self.keys, entries) {
+        for read in entries {
             let (id, instance) = match read {
                 Ok(read) => read,
                 Err(Unreadable { key, reason }) => {
@@ -77,12 +77,9 @@ impl Roll {
             };
             let (id, before) = match old.remove_entry(&id) {
                 Some((id, before)) => (id, Some(before)),
-                None => (Arc::new(id), None),
+                None => (id, None),
             };
-            let after = match &before {
-                Some(before) if **before == instance => before.clone(),
-                _ => Arc::new(instance),
-            };
+            let after = before.clone().filter(|before| *before == instance).unwrap_or(instance);
             self.instances.insert(id.clone(), after.clone());
             if before.as_ref() != Some(&after) {
                 shifts.push(Shift { id, before, after: Some(after) });
@@ -142,8 +139,12 @@ impl Roll {
     }
 }
 
+/// An entry as it is read: an instance, or why it is left out.
+pub type Read = Result<(Arc<InstanceId>, Arc<Instance>), Unreadable>;
+
 /// A key that is left out, and why.
-struct Unreadable {
+#[derive(Debug)]
+pub struct Unreadable {
     key: String,
     reason: String,
 }
@@ -156,33 +157,13 @@ fn id(keys: &Keys, key: &str) -> Result<InstanceId, String> {
     }
 }
 
-fn read(keys: &Keys, entry: Entry) -> Result<(InstanceId, Instance), Unreadable> {
+/// Reads an entry.
+pub fn read(keys: &Keys, entry: Entry) -> Read {
     let decode = || Instance::decode(&entry.value).map_err(|error| error.to_string());
     match id(keys, &entry.key).and_then(|id| Ok((id, decode()?))) {
-        Ok(read) => Ok(read),
+        Ok((id, instance)) => Ok((Arc::new(id), Arc::new(instance))),
         Err(reason) => Err(Unreadable { key: entry.key, reason }),
     }
-}
-
-/// Reads entries on every core: a listing is what a start waits for.
-fn read_all(keys: &Keys, mut entries: Vec<Entry>) -> Vec<Result<(InstanceId, Instance), Unreadable>> {
-    /// Fewer are read sooner than a thread starts.
-    const WORTH_A_THREAD: usize = 1000;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = entries.len().div_ceil(cores).max(WORTH_A_THREAD);
-    let read_share = |share: Vec<Entry>| share.into_iter().map(|entry| read(keys, entry)).collect::<Vec<_>>();
-    std::thread::scope(|scope| {
-        let mut others = Vec::new();
-        while entries.len() > share {
-            let last = entries.split_off(entries.len() - share);
-            others.push(scope.spawn(move || read_share(last)));
-        }
-        let mut all = read_share(entries);
-        for other in others.into_iter().rev() {
-            all.append(&mut other.join().expect("reading does not panic"));
-        }
-        all
-    })
 }
 
 #[cfg(test)]
@@ -194,15 +175,16 @@ mod tests {
 
     const BAD: &str = "/rollcall/instances/h1/0123456789ab/1-tcp";
 
-    fn snapshot(entries: Vec<Entry>) -> Update {
+    fn snapshot(entries: Vec<Entry>) -> Update<Read> {
+        let entries = entries.into_iter().map(|entry| read(&maker::keys(), entry)).collect();
         Update::Snapshot(Listing { entries, revision: Revision(1) })
     }
 
-    fn change(change: Change) -> Update {
+    fn change(change: Change) -> Update<Read> {
         Update::Changes(Batch { changes: vec![change], revision: Revision(2) })
     }
 
-    fn delete(entry: &Entry) -> Update {
+    fn delete(entry: &Entry) -> Update<Read> {
         change(Change::Delete { key: entry.key.clone(), revision: Revision(2) })
     }
 
@@ -249,16 +231,5 @@ mod tests {
         assert!(gone.nothing_left && !gone.relisted);
         assert_eq!(roll.apply(change(Change::Put(good))).shifts.len(), 1);
         assert!(roll.unreadable.is_empty());
-    }
-
-    #[test]
-    fn many_entries_are_read_as_few_are() {
-        let entries: Vec<Entry> = (0..5000).map(|number| maker::entry(number, "web")).collect();
-        let mut roll = roll();
-        let shifts = roll.apply(snapshot(entries.clone())).shifts;
-        assert_eq!(shifts.len(), 5000);
-        for (entry, shift) in entries.iter().zip(&shifts) {
-            assert_eq!(maker::keys().format(&Key::Instance((*shift.id).clone())), entry.key);
-        }
     }
 }

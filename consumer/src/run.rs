@@ -36,7 +36,7 @@ use crate::{
         signal::{SignalNotifier, Standing},
     },
     press::Press,
-    roll::Roll,
+    roll::{self, Roll},
     select::Selection,
     settings::{ConsumerSettings, Plan, Settings, host_name},
     target::{Line, Target},
@@ -181,8 +181,10 @@ impl Crew {
             |target: &TargetSettings| watch::Sender::new(Selection::new(Arc::new(target.select.clone())));
         let senders: Vec<_> = targets.iter().map(select).collect();
         let mut receivers: Vec<_> = senders.iter().map(watch::Sender::subscribe).collect();
+        let (keys, health) = (self.keys.clone(), self.health.clone());
+        let read = move |entry| roll::read(&keys, entry);
         let (reflector, updates) =
-            Reflector::new(self.store.clone(), self.keys.instances(), self.health.clone(), STORE_PART);
+            Reflector::reading(self.store.clone(), self.keys.instances(), health, STORE_PART, read);
         let roll = Roll::new(self.keys.clone());
         self.attending.spawn(async move {
             // In one task, so that a change is handed on without another one being woken.
@@ -371,7 +373,7 @@ async fn drain(tasks: &mut Tasks) {
 
 /// Keeps every target's selection up with what the reflector finds.
 async fn hand_on(
-    mut updates: mpsc::Receiver<Update>,
+    mut updates: mpsc::Receiver<Update<roll::Read>>,
     mut roll: Roll,
     selections: Vec<watch::Sender<Selection>>,
 ) {

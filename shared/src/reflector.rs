@@ -8,22 +8,22 @@
 //! - A broken watch is resumed after the last revision that was delivered.
 //! - A compacted history and a store that went back are listed anew, as a new snapshot.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     health::Health,
     retry::Retry,
-    store::{Batch, Listing, Revision, Store, StoreError, Watch},
+    store::{Batch, Entry, Listing, Revision, Store, StoreError, Watch},
 };
 
 /// What a reflector tells its reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Update {
+pub enum Update<T = Entry> {
     /// The prefix as a whole: what is not in it is gone.
-    Snapshot(Listing),
+    Snapshot(Listing<T>),
     /// Changes to the last snapshot.
     Changes(Batch),
 }
@@ -38,19 +38,25 @@ enum State {
     Watching(Watch, Revision),
 }
 
-/// Follows a prefix and sends what happens there, until the reader has gone.
-#[derive(Debug)]
-pub struct Reflector {
+/// Follows a prefix and sends what happens there, until the reader has gone. The entries of a snapshot are
+/// sent as what is read from them.
+pub struct Reflector<T = Entry> {
     store: Arc<dyn Store>,
     prefix: String,
     health: Health,
     /// The name under which it reports its health.
     part: String,
-    updates: mpsc::Sender<Update>,
+    updates: mpsc::Sender<Update<T>>,
+    read: Read<T>,
 }
+
+type Read<T> = Arc<dyn Fn(Entry) -> T + Send + Sync>;
 
 /// Enough for a reader that is busy for a moment; past that the watch waits in the store.
 const BACKLOG: usize = 64;
+
+/// Fewer entries are read sooner than a thread starts.
+const WORTH_A_THREAD: usize = 500;
 
 impl Reflector {
     /// A reflector of all keys of `prefix`, and the receiver of what it finds. It reports
@@ -61,9 +67,23 @@ impl Reflector {
         health: Health,
         part: &str,
     ) -> (Self, mpsc::Receiver<Update>) {
+        Self::reading(store, prefix, health, part, |entry| entry)
+    }
+}
+
+impl<T: Send + 'static> Reflector<T> {
+    /// As [`Reflector::new`], with what `read` makes of each entry of a snapshot. Many entries are read on
+    /// other threads, while the store prepares the next.
+    pub fn reading(
+        store: Arc<dyn Store>,
+        prefix: String,
+        health: Health,
+        part: &str,
+        read: impl Fn(Entry) -> T + Send + Sync + 'static,
+    ) -> (Self, mpsc::Receiver<Update<T>>) {
         let (updates, receiver) = mpsc::channel(BACKLOG);
         health.ill(part, "not read yet");
-        (Self { store, prefix, health, part: part.to_owned(), updates }, receiver)
+        (Self { store, prefix, health, part: part.to_owned(), updates, read: Arc::new(read) }, receiver)
     }
 
     /// Runs until the receiver is dropped.
@@ -91,7 +111,7 @@ impl Reflector {
 
     async fn step(&self, state: State) -> Step {
         match state {
-            State::Listing => match self.store.list(&self.prefix).await {
+            State::Listing => match self.list().await {
                 Ok(listing) => {
                     let revision = listing.revision;
                     self.deliver(Update::Snapshot(listing), State::Resuming(revision)).await
@@ -121,6 +141,22 @@ impl Reflector {
         }
     }
 
+    /// Reads every entry of the prefix.
+    async fn list(&self) -> Result<Listing<T>, StoreError> {
+        let mut pages = self.store.pages(&self.prefix);
+        let mut revision = Revision::default();
+        let mut parts = Vec::new();
+        while let Some(page) = pages.next().await.transpose()? {
+            revision = page.revision;
+            parts.push(Part::read(page.entries, &self.read));
+        }
+        let mut entries = Vec::new();
+        for part in parts {
+            entries.append(&mut part.finish().await);
+        }
+        Ok(Listing { entries, revision })
+    }
+
     /// What an error of a watch after `revision` leads to.
     fn recover(&self, error: StoreError, revision: Revision) -> Step {
         match error {
@@ -133,7 +169,7 @@ impl Reflector {
         }
     }
 
-    async fn deliver(&self, update: Update, state: State) -> Step {
+    async fn deliver(&self, update: Update<T>, state: State) -> Step {
         match self.updates.send(update).await {
             Ok(()) => Step::Went(state),
             Err(_) => Step::ReaderGone,
@@ -145,6 +181,35 @@ enum Step {
     Went(State),
     Failed(StoreError, State),
     ReaderGone,
+}
+
+/// A page that is read, or is being read.
+enum Part<T> {
+    Read(Vec<T>),
+    Reading(JoinHandle<Vec<T>>),
+}
+
+impl<T: Send + 'static> Part<T> {
+    fn read(entries: Vec<Entry>, read: &Read<T>) -> Self {
+        if entries.len() < WORTH_A_THREAD {
+            return Self::Read(entries.into_iter().map(&**read).collect());
+        }
+        let read = read.clone();
+        Self::Reading(tokio::task::spawn_blocking(move || entries.into_iter().map(&*read).collect()))
+    }
+
+    async fn finish(self) -> Vec<T> {
+        match self {
+            Self::Read(read) => read,
+            Self::Reading(reading) => reading.await.expect("reading does not panic and is not aborted"),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Reflector<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reflector").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
 }
 
 #[cfg(test)]
@@ -177,6 +242,23 @@ mod tests {
         assert_eq!(keys(updates.recv().await.expect("a change")), ["/a/2"]);
         drop(updates);
         task.await.expect("it ends with its reader");
+    }
+
+    #[tokio::test]
+    async fn many_entries_are_read_in_their_order() {
+        let store = MemoryStore::new();
+        let puts: Vec<Op> = (0..2 * WORTH_A_THREAD).flat_map(|n| put(&format!("/a/{n:04}"))).collect();
+        store.commit(&puts, None, None).await.expect("a commit");
+        let (reflector, mut updates) = Reflector::reading(
+            Arc::new(store.clone()),
+            "/a/".to_owned(),
+            Health::default(),
+            "instances",
+            |entry| entry.key,
+        );
+        assert!(matches!(reflector.step(State::Listing).await, Step::Went(State::Resuming(_))));
+        let Some(Update::Snapshot(listing)) = updates.recv().await else { panic!("a snapshot") };
+        assert!(listing.entries.iter().map(String::as_str).eq(puts.iter().map(Op::key)));
     }
 
     #[tokio::test(start_paused = true)]

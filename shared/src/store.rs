@@ -6,7 +6,7 @@
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use futures_util::{TryStreamExt, stream::BoxStream};
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -41,11 +41,11 @@ pub struct Entry {
     pub lease: Option<LeaseId>,
 }
 
-/// All keys under a prefix, at one revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listing {
+/// All keys under a prefix, or a page of them, at one revision: as entries or what was read from them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing<T = Entry> {
     /// The entries, in the order of their keys.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<T>,
     /// The revision of which this is a snapshot; a watch goes on after it.
     pub revision: Revision,
 }
@@ -126,6 +126,9 @@ pub struct Guard {
     pub revision: Option<Revision>,
 }
 
+/// A listing as it comes: at least one page, all of one revision. It ends with its first error.
+pub type Pages<'a> = BoxStream<'a, Result<Listing, StoreError>>;
+
 /// Changes as they come. It ends with an error, or with the store.
 pub type Watch = BoxStream<'static, Result<Batch, StoreError>>;
 
@@ -182,7 +185,7 @@ fn is_folder(prefix: &str) -> bool {
 ///   see it. Keeping alive a lease that is gone is [`StoreError::LeaseNotFound`], every time.
 /// - `commit` applies its writes in order, in as few transactions as the store's limits allow, each
 ///   under the guard: once the guard fails, nothing further is written.
-/// - `list` is one snapshot, however many pages it takes.
+/// - `pages` are one snapshot, however many there are.
 /// - `watch` gives every change after the revision once and in order, or says
 ///   [`StoreError::Compacted`] or [`StoreError::RolledBack`].
 /// - Every call ends in bounded time.
@@ -211,8 +214,18 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         guard: Option<&Guard>,
     ) -> Result<Revision, StoreError>;
 
+    /// Reads all keys of a prefix, a page at a time.
+    fn pages<'a>(&'a self, prefix: &'a str) -> Pages<'a>;
+
     /// Reads all keys of a prefix.
-    async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let together = |mut all: Listing, page: Listing| async move {
+            all.entries.extend(page.entries);
+            Ok(Listing { revision: page.revision, ..all })
+        };
+        let none = Listing { entries: Vec::new(), revision: Revision::default() };
+        self.pages(prefix).try_fold(none, together).await
+    }
 
     /// Watches all keys of a prefix, from the first change after `after`.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError>;

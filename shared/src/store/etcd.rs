@@ -15,7 +15,7 @@ use etcd_client::{
 use futures_util::{StreamExt, stream};
 
 use super::{
-    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Revision, Store, StoreError, Watch, is_folder,
+    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Pages, Revision, Store, StoreError, Watch, is_folder,
     settings::EtcdSettings,
 };
 
@@ -23,8 +23,9 @@ use super::{
 const OPS_PER_TRANSACTION: usize = 128;
 /// Below etcd's default limit of a request's size, 1.5 MiB (`--max-request-bytes`).
 const BYTES_PER_TRANSACTION: usize = 1 << 20;
-/// Keys in one page of a listing: some 2 MiB of instances.
-const PAGE: i64 = 4096;
+/// Keys in one page of a listing, some 1 MiB of instances: etcd takes no longer for all pages than for one,
+/// and each is read while it makes the next.
+const PAGE: i64 = 2048;
 /// The largest answer taken, in bytes: a page of the largest values, or a long catch-up of a watch.
 const LARGEST_ANSWER: usize = 256 << 20;
 
@@ -124,6 +125,37 @@ impl EtcdStore {
         }
         Err(last.unwrap_or_else(|| StoreError::Invalid("no etcd endpoint is set".to_owned())))
     }
+
+    /// Reads a page at a revision, or now where that is 0; gives where the next page starts, if there is one.
+    async fn page(
+        &self,
+        from: Vec<u8>,
+        end: Option<Vec<u8>>,
+        revision: Revision,
+    ) -> Result<(Listing, Option<Vec<u8>>), StoreError> {
+        let options = GetOptions::new().with_limit(PAGE).with_revision(revision.0);
+        let options = match end {
+            Some(end) => options.with_range(end),
+            None => options,
+        };
+        let mut answer = self
+            .call(|client| {
+                let (from, options) = (from.clone(), options.clone());
+                async move {
+                    let mut kv = client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
+                    kv.get(from, Some(options)).await
+                }
+            })
+            .await?;
+        let revision = match revision {
+            Revision(0) => Revision(answer.header().map_or(0, |header| header.revision())),
+            revision => revision,
+        };
+        // The next key in order is the last one with a zero byte behind it.
+        let next = answer.kvs().last().filter(|_| answer.more()).map(|last| [last.key(), &[0]].concat());
+        let entries = answer.take_kvs().into_iter().map(entry).collect();
+        Ok((Listing { entries, revision }, next))
+    }
 }
 
 fn timed_out(doing: &str) -> Error {
@@ -178,14 +210,13 @@ fn lease(id: i64) -> Option<LeaseId> {
     (id != 0).then_some(LeaseId(id))
 }
 
-fn entry(kv: &KeyValue) -> Entry {
-    Entry {
-        // Rollcall writes only ASCII keys; what is not UTF-8 is not ours and parses as no key.
-        key: String::from_utf8_lossy(kv.key()).into_owned(),
-        value: kv.value().to_vec(),
-        revision: Revision(kv.mod_revision()),
-        lease: lease(kv.lease()),
-    }
+fn entry(kv: KeyValue) -> Entry {
+    let (revision, lease) = (Revision(kv.mod_revision()), lease(kv.lease()));
+    let (key, value) = kv.into_key_value();
+    // Rollcall writes only ASCII keys; what is not UTF-8 is not ours and parses as no key.
+    let key =
+        String::from_utf8(key).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned());
+    Entry { key, value, revision, lease }
 }
 
 fn compare(guard: &Guard) -> Compare {
@@ -251,7 +282,7 @@ impl Store for EtcdStore {
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let answer = self.call(|client| async move { client.kv_client().get(key, None).await }).await?;
-        Ok(answer.kvs().first().map(entry))
+        Ok(answer.kvs().first().cloned().map(entry))
     }
 
     async fn commit(
@@ -274,34 +305,20 @@ impl Store for EtcdStore {
         Ok(newest)
     }
 
-    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let mut listing = Listing::default();
-        let mut from = prefix.as_bytes().to_vec();
-        loop {
-            let revision = listing.revision.0;
-            let options = GetOptions::new().with_limit(PAGE);
-            let options = if is_folder(prefix) { options.with_range(end_of(prefix)) } else { options };
-            // Revision 0 is the newest; the pages after the first stay at the first one's.
-            let options = options.with_revision(revision);
-            let answer = self
-                .call(|client| {
-                    let (from, options) = (from.clone(), options.clone());
-                    async move {
-                        let mut kv = client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
-                        kv.get(from, Some(options)).await
-                    }
-                })
-                .await?;
-            if revision == 0 {
-                listing.revision = Revision(answer.header().map_or(0, |header| header.revision()));
+    fn pages<'a>(&'a self, prefix: &'a str) -> Pages<'a> {
+        // Revision 0 is the newest; the pages after the first stay at the first one's.
+        let start = Some((prefix.as_bytes().to_vec(), Revision::default()));
+        let end = is_folder(prefix).then(|| end_of(prefix));
+        let next = move |position: Option<(Vec<u8>, Revision)>| {
+            let end = end.clone();
+            async move {
+                let Some((from, revision)) = position else { return Ok(None) };
+                let (page, next) = self.page(from, end, revision).await?;
+                let revision = page.revision;
+                Ok(Some((page, next.map(|from| (from, revision)))))
             }
-            listing.entries.extend(answer.kvs().iter().map(entry));
-            match answer.kvs().last() {
-                // The next key in order is the last one with a zero byte behind it.
-                Some(last) if answer.more() => from = [last.key(), &[0]].concat(),
-                _ => return Ok(listing),
-            }
-        }
+        };
+        stream::try_unfold(start, next).boxed()
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
@@ -378,9 +395,9 @@ fn batch(endpoint: &str, answer: &WatchResponse) -> Result<Option<Batch>, StoreE
     let change = |event: &etcd_client::Event| {
         let kv = event.kv()?;
         Some(match event.event_type() {
-            EventType::Put => Change::Put(entry(kv)),
+            EventType::Put => Change::Put(entry(kv.clone())),
             EventType::Delete => {
-                let entry = entry(kv);
+                let entry = entry(kv.clone());
                 Change::Delete { key: entry.key, revision: entry.revision }
             }
         })

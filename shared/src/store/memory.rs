@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Revision, Store, StoreError, Watch, is_folder,
+    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Pages, Revision, Store, StoreError, Watch, is_folder,
 };
 
 /// How many revisions of history a watcher may lag behind before it is told `Compacted`.
@@ -210,11 +210,12 @@ impl Store for MemoryStore {
         Ok(state.revision)
     }
 
-    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+    fn pages<'a>(&'a self, prefix: &'a str) -> Pages<'a> {
         let state = self.lock();
         let from_prefix = state.entries.range(prefix.to_owned()..);
         let entries = from_prefix.take_while(|(key, _)| covers(prefix, key));
-        Ok(Listing { entries: entries.map(|(_, entry)| entry.clone()).collect(), revision: state.revision })
+        let entries = entries.map(|(_, entry)| entry.clone()).collect();
+        stream::iter([Ok(Listing { entries, revision: state.revision })]).boxed()
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
