@@ -34,7 +34,7 @@ pub fn call(method: &str, path: &str, body: Option<&Value>) -> Result<String> {
 pub struct Event {
     /// The container's full ID.
     pub id: String,
-    /// `start` or `die`.
+    /// `start` or `die`, or what announces them: `connect` to a network, `kill`.
     pub action: String,
     /// When Docker says it happened, since 1970.
     pub at: Duration,
@@ -47,10 +47,11 @@ pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970")
 }
 
-/// Starts and ends of containers from now on.
+/// Starts and ends of containers from now on, and what announces them.
 pub fn events() -> Result<Receiver<Event>> {
     let mut stream = UnixStream::connect(SOCKET)?;
-    let filters = "%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22start%22%2C%22die%22%5D%7D";
+    let filters = serde_json::json!({ "event": ["connect", "start", "kill", "die"] }).to_string();
+    let filters: String = filters.bytes().map(|byte| format!("%{byte:02X}")).collect();
     write!(stream, "GET /events?filters={filters} HTTP/1.0\r\n\r\n")?;
     let mut lines = BufReader::new(stream).lines();
     // The head comes as soon as the subscription stands.
@@ -60,7 +61,10 @@ pub fn events() -> Result<Receiver<Event>> {
         for line in lines.map_while(Result::ok) {
             let read_at = now();
             let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
-            let (Some(id), Some(action)) = (event["id"].as_str(), event["Action"].as_str()) else { continue };
+            let actor = &event["Actor"];
+            let id =
+                if event["Type"] == "network" { &actor["Attributes"]["container"] } else { &actor["ID"] };
+            let (Some(id), Some(action)) = (id.as_str(), event["Action"].as_str()) else { continue };
             let at = Duration::from_nanos(event["timeNano"].as_u64().unwrap_or_default());
             let event = Event { id: id.to_owned(), action: action.to_owned(), at, read_at };
             if sender.send(event).is_err() {
@@ -82,6 +86,14 @@ pub fn await_event(events: &Receiver<Event>, id: &str, action: &str) -> Result<E
     }
 }
 
+/// Makes way for a container of that name, which a bench that was killed may have left.
+fn clear(name: &str) -> Result<()> {
+    match call("DELETE", &format!("/containers/{name}?force=1"), None) {
+        Err(error) if !error.to_string().contains(": 404 ") => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// A container of the worker image with port 80 published, made but not started; removed when dropped.
 #[derive(Debug)]
 pub struct Made {
@@ -94,6 +106,7 @@ pub struct Made {
 impl Made {
     /// Makes one. `extra` is merged into its HostConfig.
     pub fn new(name: &str, env: &[&str], labels: Value, binds: &[String]) -> Result<Self> {
+        clear(name)?;
         let image = rollcall_tests::image::worker()?;
         let port = rollcall_tests::port::free(Ipv4Addr::LOCALHOST.into())?;
         let bindings = serde_json::json!({ "80/tcp": [{ "HostPort": port.to_string() }] });
