@@ -9,7 +9,7 @@ use std::{
 };
 
 use bollard::{
-    API_DEFAULT_VERSION, ClientVersion, Docker as Api,
+    API_DEFAULT_VERSION, Docker as Api,
     errors::Error,
     models::{
         ContainerInspectResponse, ContainerState, ContainerSummary, ContainerSummaryStateEnum,
@@ -56,9 +56,6 @@ pub struct Docker {
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the first call may take.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
-/// API versions to offer where the newest is refused: that of Docker 25, the oldest that Docker 29
-/// takes, and that of Docker 20.10.
-const OLDER_VERSIONS: [(usize, usize); 2] = [(1, 44), (1, 41)];
 /// Where Docker's socket is looked for, in order: the engine's own default, and where images that run
 /// docker-gen or registrator have it mounted.
 const SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/tmp/docker.sock"];
@@ -76,36 +73,27 @@ impl Docker {
                 format!("unix://{found}")
             }
         };
-        let wished = settings.docker_api_version.as_deref().map(parse_version).transpose()?;
-        let newest = (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
-        let offers = match wished {
-            Some(version) => vec![version],
-            None => [newest].into_iter().chain(OLDER_VERSIONS).collect(),
-        };
-        let mut refusal = None;
-        for (major_version, minor_version) in offers {
-            let version = ClientVersion { major_version, minor_version };
-            let api = client(&host, settings, &version)?;
-            let agreed = async {
-                if wished.is_some() { api.ping().await.map(|_| api) } else { api.negotiate_version().await }
+        let wished = settings.docker_api_version.as_deref().map(version).transpose()?;
+        let api = client(&host, settings)?;
+        let call =
+            |reason: String| DockerError::Call { host: host.clone(), doing: "agreeing on a version", reason };
+        let agreed = async {
+            let version = match wished {
+                Some(version) => version,
+                None => newest_of_both(&api).await.map_err(call)?,
             };
-            let call = |reason: String| DockerError::Call {
-                host: host.clone(),
-                doing: "agreeing on a version",
-                reason,
-            };
-            match tokio::time::timeout(FIRST_PATIENCE, agreed).await {
-                Err(_) => return Err(call(format!("no answer within {FIRST_PATIENCE:?}"))),
-                Ok(Ok(api)) => {
-                    return Ok(Self { api: api.with_timeout(PATIENCE), host });
+            let api = pinned(api, version);
+            match (api.version().await, &settings.docker_api_version) {
+                (Ok(_), _) => Ok(api),
+                (Err(Error::DockerResponseServerError { status_code: 400, message }), Some(wished)) => {
+                    Err(DockerError::Setting(format!("--docker-api-version is {wished}: {message}")))
                 }
-                Ok(Err(error @ Error::DockerResponseServerError { status_code: 400, .. })) => {
-                    refusal = Some(call(one_line(&error)));
-                }
-                Ok(Err(error)) => return Err(call(one_line(&error))),
+                (Err(error), _) => Err(call(one_line(&error))),
             }
-        }
-        Err(refusal.expect("at least one version was offered"))
+        };
+        let agreed = tokio::time::timeout(FIRST_PATIENCE, agreed).await;
+        let api = agreed.unwrap_or_else(|_| Err(call(format!("no answer within {FIRST_PATIENCE:?}"))))?;
+        Ok(Self { api: api.with_timeout(PATIENCE), host })
     }
 
     fn failed(&self, doing: &'static str, error: &Error) -> DockerError {
@@ -188,10 +176,32 @@ impl Docker {
     }
 }
 
-fn client(host: &str, settings: &DockerSettings, version: &ClientVersion) -> Result<Api, DockerError> {
+/// The newest API version that both the engine and bollard speak.
+async fn newest_of_both(api: &Api) -> Result<Version, String> {
+    let engine = api.version().await.map_err(|error| one_line(&error))?;
+    let engine = engine.api_version.ok_or("it names no API version")?;
+    let engine = version(&engine).map_err(|_| format!("it names the API version {engine:?}"))?;
+    Ok(engine.min((API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version)))
+}
+
+/// Has every request name the API version. bollard 0.21 itself names none, whatever it is told
+/// (fussybeaver/bollard#736).
+fn pinned(api: Api, (major, minor): Version) -> Api {
+    api.with_request_modifier(move |mut request| {
+        let uri = request.uri();
+        let (scheme, host) =
+            (uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |host| host.as_str()));
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let named = format!("{scheme}://{host}/v{major}.{minor}{path}");
+        *request.uri_mut() = named.parse().expect("a longer path makes no bad address");
+        request
+    })
+}
+
+fn client(host: &str, settings: &DockerSettings) -> Result<Api, DockerError> {
     let bad = |expected: &str| DockerError::Setting(format!("--docker-host is {host:?}: {expected}"));
-    // bollard wants whole seconds.
-    let patience = PATIENCE.as_secs();
+    // bollard wants whole seconds, and a version that it does not use.
+    let (patience, version) = (PATIENCE.as_secs(), API_DEFAULT_VERSION);
     let connected = match host.split_once("://") {
         Some(("unix", path)) if path.starts_with('/') => Api::connect_with_unix(path, patience, version),
         Some(("tcp" | "http" | "https", _)) if settings.docker_tls_verify => {
@@ -242,7 +252,10 @@ fn certificates(settings: &DockerSettings) -> Result<PathBuf, DockerError> {
     Ok(folder)
 }
 
-fn parse_version(text: &str) -> Result<(usize, usize), DockerError> {
+/// An API version: major and minor.
+type Version = (usize, usize);
+
+fn version(text: &str) -> Result<Version, DockerError> {
     let parsed =
         text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
     parsed.ok_or_else(|| {
@@ -397,65 +410,4 @@ fn networks(networks: HashMap<String, EndpointSettings>) -> BTreeMap<String, Add
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn inspected(json: serde_json::Value) -> Result<Option<Container>, String> {
-        container(serde_json::from_value(json).expect("an inspection"))
-    }
-
-    fn web() -> serde_json::Value {
-        serde_json::json!({
-            "Id": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
-            "Name": "/web-1",
-            "State": { "Running": true, "Pid": 77, "StartedAt": "2026-01-02T03:04:05.678901234Z",
-                       "Health": { "Status": "starting" } },
-            "HostConfig": { "NetworkMode": "front" },
-            "Config": { "Image": "team/web:1", "Labels": { "a": "b" }, "StopSignal": "SIGQUIT",
-                        "Env": ["PATH=/bin", "SERVICE_NAME=web", "SECRET=x"],
-                        "ExposedPorts": { "80/tcp": {}, "53/udp": {}, "9/sctp": {} } },
-            "NetworkSettings": {
-                "Ports": { "80/tcp": [{ "HostIp": "0.0.0.0", "HostPort": "8080" },
-                                      { "HostIp": "::", "HostPort": "8080" }],
-                           "53/udp": null },
-                "Networks": { "front": { "IPAddress": "10.5.0.2", "GlobalIPv6Address": "" } } }
-        })
-    }
-
-    #[test]
-    fn an_inspection_is_read_as_far_as_it_matters() {
-        let web = inspected(web()).expect("readable").expect("it runs");
-        assert_eq!((web.name.as_str(), web.short_id.as_str(), web.pid), ("web-1", "0123456789ab", Some(77)));
-        assert_eq!(web.stop_signal.to_string(), "QUIT");
-        assert_eq!(web.check, Check::Starting);
-        assert_eq!(web.service_env.keys().collect::<Vec<_>>(), ["SERVICE_NAME"]);
-        assert_eq!(web.exposed.iter().map(Port::to_string).collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
-        assert_eq!(web.bindings.len(), 2);
-        assert_eq!(web.networks["front"].v6, None);
-    }
-
-    #[test]
-    fn what_does_not_run_is_no_container_and_what_cannot_be_read_is_an_error() {
-        let mut stopped = web();
-        stopped["State"]["Running"] = false.into();
-        assert_eq!(inspected(stopped), Ok(None));
-        let mut nameless = web();
-        nameless["Name"] = "/a/b".into();
-        assert!(inspected(nameless).is_err());
-    }
-
-    #[test]
-    fn events_are_read_and_the_others_are_not() {
-        let read = |json: serde_json::Value| event(serde_json::from_value(json).expect("a message"));
-        let actor = serde_json::json!({ "ID": "c1", "Attributes": { "signal": "15" } });
-        let kill = read(serde_json::json!({ "Type": "container", "Action": "kill", "Actor": actor }));
-        assert_eq!(kill, Some(Event { id: "c1".to_owned(), action: Action::Kill(Signal::TERM) }));
-        let health =
-            serde_json::json!({ "Type": "container", "Action": "health_status: healthy", "Actor": actor });
-        assert_eq!(read(health), Some(Event { id: "c1".to_owned(), action: Action::Change }));
-        let actor = serde_json::json!({ "ID": "n1", "Attributes": { "container": "c2" } });
-        let connect = read(serde_json::json!({ "Type": "network", "Action": "connect", "Actor": actor }));
-        assert_eq!(connect, Some(Event { id: "c2".to_owned(), action: Action::Connect }));
-        assert_eq!(read(serde_json::json!({ "Type": "image", "Action": "pull", "Actor": actor })), None);
-    }
-}
+mod tests;

@@ -1,10 +1,12 @@
 //! The agent alone: one real Docker host and a real etcd.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rollcall_tests::etcdctl::Event;
 use rollcall_tests::{Bridge, Container, DockerHost, Etcd, Program, Tls, image, until};
+use rustix::process::{Pid, Signal, kill_process};
 
 const SOON: Duration = Duration::from_secs(10);
 const INSTANCES: &str = "/rollcall/instances/";
@@ -100,6 +102,52 @@ fn sigterm_withdraws_everything_at_once() -> Result<()> {
     assert_eq!(agent.program.terminate(SOON)?.code(), Some(0));
     assert_eq!(etcd.ctl().keys("/rollcall/")?, [""; 0]);
     Ok(())
+}
+
+#[test]
+fn who_is_asked_to_stop_twice_ends_at_once_though_etcd_hangs() -> Result<()> {
+    let (etcd, _host) = (Etcd::start()?, DockerHost::local()?);
+    let mut agent = Agent::start(&etcd, "agent-hurries", &["--log-format", "json"])?;
+    let pid = Pid::from_raw(i32::try_from(etcd.pid())?).context("a PID")?;
+    kill_process(pid, Signal::STOP)?;
+    agent.program.signal(Signal::TERM)?;
+    agent.program.wait_log("asked to stop", SOON)?;
+    assert!(agent.program.exited()?.is_none(), "it waits for etcd");
+    agent.program.signal(Signal::INT)?;
+    assert_eq!(agent.program.wait(Duration::from_secs(1))?.code(), Some(1));
+    kill_process(pid, Signal::CONT)?;
+    let log = agent.program.log();
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        assert!(line["level"].is_string() && line["message"].is_string(), "{line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn without_the_hosts_processes_a_signal_goes_through_docker() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let dir = tempfile::tempdir()?;
+    let bind = format!("{}:/out", dir.path().display());
+    let flags = ["--label", "rollcall.signal=HUP", "--env", "HUP_LOG=/out/hups", "--volume", &bind];
+    let worker = worker(&host, "agent-apart", 1, &flags)?;
+    let mut command = Program::agent()?;
+    command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off"]);
+    command.args(["--only-name", "^agent-apart-", "--advertise", "10.9.8.7"]);
+    let mut apart = Command::new("unshare");
+    apart.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(command.get_program());
+    apart.args(command.get_args());
+    let mut agent = Program::start("agent apart", apart)?;
+    agent.wait_log("holds the node's claim", SOON)?;
+    let request = serde_json::json!({ "v": 1, "generation": 7, "attempt": 1, "signal": "HUP",
+        "to": { "container": "agent-apart-1" }, "asked_at": "2026-01-02T03:04:05Z" });
+    etcd.ctl().put("/rollcall/signals/c1/web", &request.to_string())?;
+    let ack = until("it is answered", SOON, || etcd.ctl().get("/rollcall/acks/h1/c1/web"))?;
+    let ack: serde_json::Value = serde_json::from_str(&ack)?;
+    assert_eq!((&ack["outcome"], &ack["generation"]), (&"delivered".into(), &7.into()));
+    assert_eq!(ack["containers"], serde_json::json!([worker.short_id()]));
+    let hups = dir.path().join("hups");
+    until("the signal has come", SOON, || Ok(std::fs::read_to_string(&hups)?.lines().count() == 1))
 }
 
 #[test]
