@@ -1,8 +1,10 @@
 //! An etcd cluster of several members, on 127.0.0.1 or one on each host.
 
+use std::path::Path;
+
 use anyhow::Result;
 
-use crate::{Etcd, EtcdConfig, Etcdctl};
+use crate::{DockerHost, Etcd, EtcdConfig, Etcdctl};
 
 /// A cluster whose members can be stopped, killed and started again one by one.
 #[derive(Debug)]
@@ -18,6 +20,20 @@ impl EtcdCluster {
     pub fn start(members: usize) -> Result<Self> {
         let config = |i| EtcdConfig { name: format!("etcd{i}"), ..EtcdConfig::default() };
         Self::start_with((1..=members).map(config).collect())
+    }
+
+    /// A cluster of one member on each host.
+    ///
+    /// # Errors
+    /// As [`EtcdCluster::start`].
+    pub fn start_on(hosts: &[DockerHost]) -> Result<Self> {
+        let config = |host: &DockerHost| EtcdConfig {
+            name: host.ip().to_string(),
+            listen_ip: host.ip(),
+            netns: host.netns().map(Path::to_owned),
+            tls: None,
+        };
+        Self::start_with(hosts.iter().map(config).collect())
     }
 
     /// A cluster of one member for each configuration; their names must differ.

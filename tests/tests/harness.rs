@@ -79,13 +79,7 @@ fn a_cluster_of_three_survives_the_loss_of_a_member() -> Result<()> {
 fn three_hosts_with_a_member_each_keep_their_majority_when_one_is_cut_off() -> Result<()> {
     let bridge = Bridge::start()?;
     let hosts = DockerHost::start_several(3, &bridge)?;
-    let config = |host: &DockerHost| EtcdConfig {
-        name: host.ip().to_string(),
-        listen_ip: host.ip(),
-        netns: host.netns().map(Path::to_owned),
-        tls: None,
-    };
-    let cluster = EtcdCluster::start_with(hosts.iter().map(config).collect())?;
+    let cluster = EtcdCluster::start_on(&hosts)?;
     cluster.ctl().put("key", "before")?;
     hosts[1].cut_off()?;
     // The one cut off may have been the leader.

@@ -2,12 +2,11 @@
 //! for an nginx on host 3; no Docker socket is shared.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use rollcall_tests::{Bridge, Container, DockerHost, EtcdCluster, EtcdConfig, Program, image, tool, until};
+use rollcall_tests::{Bridge, Container, DockerHost, EtcdCluster, Program, image, tool, until};
 
 const SOON: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_secs(5);
@@ -21,13 +20,7 @@ fn on(host: &DockerHost, mut command: Command, name: &str, args: &[&str]) -> Res
 fn an_nginx_on_one_host_serves_the_workers_of_three_and_is_signalled_from_another() -> Result<()> {
     let bridge = Bridge::start()?;
     let hosts = DockerHost::start_several(3, &bridge)?;
-    let config = |host: &DockerHost| EtcdConfig {
-        name: host.ip().to_string(),
-        listen_ip: host.ip(),
-        netns: host.netns().map(Path::to_owned),
-        tls: None,
-    };
-    let cluster = EtcdCluster::start_with(hosts.iter().map(config).collect())?;
+    let cluster = EtcdCluster::start_on(&hosts)?;
     let endpoints = cluster.endpoints().join(",");
 
     let mut agents = Vec::new();

@@ -9,7 +9,7 @@ use rollcall_tests::{Etcd, Program, until};
 
 use crate::engine::now;
 use crate::figures::{Figures, heading};
-use crate::stage::config_text;
+use crate::stage::{self, config_text};
 use crate::{floors, watched};
 
 /// Measures and prints 10,000 and 100,000 instances.
@@ -47,17 +47,7 @@ fn measure(count: usize, runs: usize) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (file, config) = (dir.path().join("upstream.conf"), dir.path().join("targets.toml"));
     fs::write(&config, config_text(&file, false))?;
-    let start = || -> Result<Program> {
-        let mut command = Program::consumer()?;
-        command.args([
-            "--config".as_ref(),
-            config.as_os_str(),
-            "--state-dir".as_ref(),
-            dir.path().as_os_str(),
-        ]);
-        command.args(["--listen", "off", "--etcd", &etcd.endpoint()]);
-        Ok(Program::start("consumer", command)?.silent())
-    };
+    let start = || stage::consumer(&config, &["--etcd", &etcd.endpoint()]);
     let mut cold = Figures::default();
     for _ in 0..runs.min(10) {
         fs::remove_file(&file).or_else(|error| match error.kind() {

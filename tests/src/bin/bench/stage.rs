@@ -57,19 +57,10 @@ impl Stage {
         };
         let config = dir.path().join("targets.toml");
         fs::write(&config, config_text(&dir.path().join("upstream.conf"), true))?;
-        let mut command = Program::consumer()?;
-        command.args([
-            "--config".as_ref(),
-            config.as_os_str(),
-            "--state-dir".as_ref(),
-            dir.path().as_os_str(),
-        ]);
-        command.args(["--listen", "off"]);
-        match &etcd {
-            Some(etcd) => command.args(["--etcd", &etcd.endpoint()]),
-            None => command.args(agent_flags),
+        let consumer = match &etcd {
+            Some(etcd) => consumer(&config, &["--etcd", &etcd.endpoint()])?,
+            None => consumer(&config, &agent_flags)?,
         };
-        let consumer = Program::start("consumer", command)?.silent();
         let stage = Self { consumer, agent, _etcd: etcd, _target: target, dir };
         until("the file is there", SOON, || Ok(stage.file().exists()))?;
         until("the target was signalled", SOON, || Ok(!stage.hups()?.is_empty()))?;
@@ -86,6 +77,15 @@ impl Stage {
         let Ok(text) = fs::read_to_string(self.dir.path().join("hups")) else { return Ok(Vec::new()) };
         text.lines().map(|line| Ok(Duration::from_nanos(line.parse().context("a time")?))).collect()
     }
+}
+
+/// Starts a consumer with its state beside its configuration.
+pub fn consumer(config: &Path, flags: &[&str]) -> Result<Program> {
+    let state_dir = config.parent().context("a folder")?;
+    let mut command = Program::consumer()?;
+    command.arg("--config").arg(config).arg("--state-dir").arg(state_dir);
+    command.args(["--listen", "off"]).args(flags);
+    Ok(Program::start("consumer", command)?.silent())
 }
 
 /// A target of all instances.
