@@ -1,13 +1,14 @@
 //! One real Docker host, etcd, agent, consumer and nginx: what users see of the whole.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rollcall_tests::{Container, DockerHost, Etcd, Program, http, image, until};
+use rollcall_tests::{Container, DockerHost, Etcd, Program, http, image, port, until};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -26,6 +27,8 @@ struct Proxy {
 /// A whole Rollcall on this machine's engine, for containers named `<test>-...`.
 struct Host {
     consumer: Program,
+    /// Where the consumer serves its metrics.
+    metrics: String,
     agent: Program,
     etcd: Etcd,
     proxy: Proxy,
@@ -44,7 +47,8 @@ impl Host {
         let config = dir.path().join("targets.toml");
         fs::write(&config, targets(&conf.join("upstream.conf"), &format!("{test}-proxy")))?;
         let agent = agent(&etcd, test)?;
-        let consumer = consumer(&etcd, &config, dir.path())?;
+        let listen = format!("127.0.0.1:{}", port::free(Ipv4Addr::LOCALHOST.into())?);
+        let consumer = consumer(&etcd, &config, dir.path(), &listen)?;
         let upstream = conf.join("upstream.conf");
         until("an empty upstream is rendered", SOON, || Ok(upstream.exists()))?;
         let container = docker.run(&[
@@ -66,7 +70,16 @@ impl Host {
         let url = format!("http://{}/", container.published(80)?);
         let proxy = Proxy { container, url };
         until("nginx answers", SOON, || http::get(&proxy.url).map(|_| true))?;
-        Ok(Self { consumer, agent, etcd, proxy, docker, dir, test })
+        Ok(Self {
+            consumer,
+            metrics: format!("http://{listen}/metrics"),
+            agent,
+            etcd,
+            proxy,
+            docker,
+            dir,
+            test,
+        })
     }
 
     fn worker(&self, number: u32) -> Result<Container> {
@@ -101,9 +114,9 @@ fn agent(etcd: &Etcd, test: &str) -> Result<Program> {
     Ok(program)
 }
 
-fn consumer(etcd: &Etcd, config: &Path, state: &Path) -> Result<Program> {
+fn consumer(etcd: &Etcd, config: &Path, state: &Path, listen: &str) -> Result<Program> {
     let mut command = Program::consumer()?;
-    command.args(["--etcd", &etcd.endpoint(), "--name", "c1", "--listen", "off"]);
+    command.args(["--etcd", &etcd.endpoint(), "--name", "c1", "--listen", listen]);
     command.arg("--config").arg(config).arg("--state-dir").arg(state);
     Program::start("consumer", command)
 }
@@ -143,6 +156,9 @@ fn nginx_serves_from_the_workers_that_are_there() -> Result<()> {
     })?;
     let reloads = host.proxy.container.logs()?.matches("reconfiguring").count();
     assert!((3..=6).contains(&reloads), "{reloads} reloads for three changes");
+    // From a start to its ack, for both that have started.
+    let metrics = http::get(&host.metrics)?.body;
+    assert!(metrics.contains("rollcall_start_to_ack_seconds_count{target=\"proxy\"} 2"), "{metrics}");
     Ok(())
 }
 
@@ -206,7 +222,7 @@ fn a_reload_is_not_lost_when_the_target_or_the_consumer_is_away() -> Result<()> 
     let reloads = || Ok::<_, anyhow::Error>(host.proxy.container.logs()?.matches("reconfiguring").count());
     let before = reloads()?;
     let _agent = agent(&host.etcd, "one-owes")?;
-    let _consumer = consumer(&host.etcd, &host.dir.path().join("targets.toml"), host.dir.path())?;
+    let _consumer = consumer(&host.etcd, &host.dir.path().join("targets.toml"), host.dir.path(), "off")?;
     until("nginx was signalled for the file that did not change", SOON, || Ok(reloads()? > before))
 }
 
@@ -217,7 +233,7 @@ fn a_signal_that_the_container_does_not_allow_is_refused_and_said_so() -> Result
     let config = dir.path().join("targets.toml");
     fs::write(&config, targets(&dir.path().join("upstream.conf"), "one-refuses-target"))?;
     let _agent = agent(&etcd, "one-refuses")?;
-    let mut consumer = consumer(&etcd, &config, dir.path())?;
+    let mut consumer = consumer(&etcd, &config, dir.path(), "off")?;
     let line = consumer.wait_log("allows no HUP", SOON)?;
     assert!(line.contains("rollcall.signal=HUP"), "{line}");
     drop(target);
