@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -11,11 +11,14 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use futures_util::StreamExt;
 use rollcall_shared::store::{Op, Revision, Store, Watch, etcd::EtcdStore, settings::EtcdSettings};
-use rollcall_tests::Etcd;
+use rollcall_tests::{Etcd, until};
+use tempfile::TempDir;
 
 use crate::engine::{self, Event, Made};
 use crate::figures::{Figures, heading};
 use crate::latency;
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// The medians, in ms.
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +34,10 @@ pub struct Floors {
     pub die_to_file_embedded: f64,
     /// An etcd put seen by a watcher, once a started container's file is there.
     pub signal_round: f64,
-    /// A signal to a process.
+    /// A signal to a process, after that.
     pub kill: f64,
+    /// A signal to a process, after the file where there is no etcd.
+    pub kill_embedded: f64,
 }
 
 #[derive(Parser)]
@@ -51,18 +56,19 @@ pub fn store(etcd: &Etcd) -> Result<EtcdStore> {
 pub fn measure(runs: usize) -> Result<Floors> {
     let etcd = Round::new()?;
     let dir = tempfile::tempdir()?;
-    let mut quiet = [Figures::default(), Figures::default()];
+    let listener = Listener::start()?;
+    let mut quiet = [Figures::default(), Figures::default(), Figures::default()];
     for _ in 0..runs {
         quiet[0].add(etcd.put_to_watch()?);
         quiet[1].add(write(dir.path())?);
+        quiet[2].add(listener.signal()?);
     }
-    let kill = kill(runs)?;
-    let chain = |with_etcd: bool| chain(runs, with_etcd.then_some(&etcd), dir.path());
+    let chain = |with_etcd: bool| chain(runs, with_etcd.then_some(&etcd), &listener, dir.path());
     let (by_etcd, embedded) = (chain(true)?, chain(false)?);
     heading("floors, when nothing else happens");
     quiet[0].print("etcd put to watch", None);
     quiet[1].print("2 KiB written, fsynced, renamed", None);
-    kill.print("signal to a process, received", None);
+    quiet[2].print("signal to a process, received", None);
     heading("floors, in the wake of a start or an end");
     for (name, figures) in [
         ("start event delivery", &by_etcd.start_event),
@@ -73,6 +79,8 @@ pub fn measure(runs: usize) -> Result<Floors> {
         ("die, event to file by hand, with etcd", &by_etcd.die),
         ("die, event to file by hand, without", &embedded.die),
         ("etcd put to watch, after the file", &by_etcd.signal_round),
+        ("signal to a process, received, after that", &by_etcd.kill),
+        ("signal to a process, after the file", &embedded.kill),
     ] {
         figures.print(name, None);
     }
@@ -82,7 +90,8 @@ pub fn measure(runs: usize) -> Result<Floors> {
         die_to_file: by_etcd.die.median(),
         die_to_file_embedded: embedded.die.median(),
         signal_round: by_etcd.signal_round.median(),
-        kill: kill.median(),
+        kill: by_etcd.kill.median(),
+        kill_embedded: embedded.kill.median(),
     })
 }
 
@@ -95,9 +104,10 @@ struct Chain {
     start: Figures,
     die: Figures,
     signal_round: Figures,
+    kill: Figures,
 }
 
-fn chain(runs: usize, etcd: Option<&Round>, dir: &Path) -> Result<Chain> {
+fn chain(runs: usize, etcd: Option<&Round>, listener: &Listener, dir: &Path) -> Result<Chain> {
     let mut chain = Chain::default();
     let events = engine::events()?;
     let made = Made::new("bench-floor", &[], serde_json::json!({}), &[])?;
@@ -119,6 +129,7 @@ fn chain(runs: usize, etcd: Option<&Round>, dir: &Path) -> Result<Chain> {
             if let Some(etcd) = etcd {
                 chain.signal_round.add(etcd.put_to_watch()?);
             }
+            chain.kill.add(listener.signal()?);
             Ok(file_at.saturating_sub(event.at))
         })?;
         chain.start.add(start);
@@ -193,29 +204,36 @@ fn write(dir: &Path) -> Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// A signal to a process of our own that writes the time down, as the bench's target does.
-fn kill(runs: usize) -> Result<Figures> {
-    let dir = tempfile::tempdir()?;
-    let log = dir.path().join("hups");
-    let labels = serde_json::json!({});
-    let binds = [format!("{}:/out", dir.path().display())];
-    let made = Made::new("bench-floor-target", &["HUP_LOG=/out/hups"], labels, &binds)?;
-    made.start()?;
-    let pid = made.inspect()?["State"]["Pid"].as_i64().context("a PID")?;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a PID")?;
-    std::thread::sleep(Duration::from_millis(300));
-    let mut figures = Figures::default();
-    for run in 0..runs.min(50) {
-        let began = engine::now();
-        rustix::process::kill_process(pid, rustix::process::Signal::HUP)?;
-        let received = loop {
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            if let Some(line) = text.lines().nth(run) {
-                break Duration::from_nanos(line.parse()?);
-            }
-            std::thread::yield_now();
-        };
-        figures.add(received.saturating_sub(began));
+/// A process of our own that writes down when it is signalled, as the bench's target does.
+struct Listener {
+    pid: rustix::process::Pid,
+    log: PathBuf,
+    _made: Made,
+    _dir: TempDir,
+}
+
+impl Listener {
+    fn start() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let log = dir.path().join("hups");
+        let binds = [format!("{}:/out", dir.path().display())];
+        let labels = serde_json::json!({});
+        let made = Made::new("bench-floor-target", &["HUP_LOG=/out/hups"], labels, &binds)?;
+        made.start()?;
+        let pid = made.inspect()?["State"]["Pid"].as_i64().context("a PID")?;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a PID")?;
+        until("it takes signals", SOON, || Ok(log.exists()))?;
+        Ok(Self { pid, log, _made: made, _dir: dir })
     }
-    Ok(figures)
+
+    /// From a signal to when the process has it.
+    fn signal(&self) -> Result<Duration> {
+        let lines =
+            || fs::read_to_string(&self.log).map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+        let heard = lines()?.len();
+        let began = engine::now();
+        rustix::process::kill_process(self.pid, rustix::process::Signal::HUP)?;
+        let line = until("the signal", SOON, || Ok(lines()?.get(heard).cloned()))?;
+        Ok(Duration::from_nanos(line.parse()?).saturating_sub(began))
+    }
 }

@@ -60,13 +60,13 @@ fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
         let version = watched::await_version(&versions, |text| !listed(text))?;
         die_to_file.add(version.at.saturating_sub(event.at));
     }
-    let (start, die, round) = match mode {
-        Mode::Etcd => (floors.start_to_file, floors.die_to_file, floors.signal_round),
-        Mode::Embedded => (floors.start_to_file_embedded, floors.die_to_file_embedded, 0.0),
+    let (start, die, signal) = match mode {
+        Mode::Etcd => (floors.start_to_file, floors.die_to_file, floors.signal_round + floors.kill),
+        Mode::Embedded => (floors.start_to_file_embedded, floors.die_to_file_embedded, floors.kill_embedded),
     };
     start_to_file.print("start -> file", Some(start));
     die_to_file.print("die -> file", Some(die));
-    start_to_hup.print("start -> SIGHUP received", Some(start_to_file.median() + round + floors.kill));
-    file_to_hup.print("file -> SIGHUP received", Some(round + floors.kill));
+    start_to_hup.print("start -> SIGHUP received", Some(start_to_file.median() + signal));
+    file_to_hup.print("file -> SIGHUP received", Some(signal));
     Ok(())
 }
