@@ -39,6 +39,13 @@ pub struct Running {
     pub draining: bool,
 }
 
+impl Running {
+    /// Whether nothing has changed between the two.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.container, &other.container) && self.draining == other.draining
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     /// The newest event or question about it.

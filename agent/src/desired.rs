@@ -1,18 +1,20 @@
 //! What should be registered: from a running container to its instances, and why.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rollcall_shared::{
     instance::{Instance, InstanceId, Status},
+    key::{Key, Keys},
     name::NodeName,
     wire::{self, V1},
 };
 
 use crate::{
     address::{self, AddressPolicy, PortReached, Reached},
-    container::{Check, Container, Port},
+    container::{Check, Container, FullId, Port},
     containers::Running,
     filter, metadata,
+    plan::Values,
     settings::ChoiceSettings,
 };
 
@@ -134,9 +136,51 @@ impl Description {
     }
 }
 
+/// What should be registered of all that runs, as keys and values. Only what has changed is described again:
+/// most containers stay the same from one event to the next.
+#[derive(Debug, Default)]
+pub struct Desired {
+    running: Arc<BTreeMap<FullId, Running>>,
+    keys: BTreeMap<FullId, Vec<String>>,
+    values: Values,
+}
+
+impl Desired {
+    /// The values of what runs now.
+    pub fn values(
+        &mut self,
+        running: &Arc<BTreeMap<FullId, Running>>,
+        policy: &Policy,
+        keys: &Keys,
+    ) -> &Values {
+        if !Arc::ptr_eq(&self.running, running) {
+            for (id, known) in &*self.running {
+                if !running.get(id).is_some_and(|running| running.is_same(known)) {
+                    for key in self.keys.remove(id).unwrap_or_default() {
+                        self.values.remove(&key);
+                    }
+                }
+            }
+            for (id, running) in &**running {
+                self.keys.entry(id.clone()).or_insert_with(|| {
+                    let instances = describe(running, policy).instances(running, &policy.node);
+                    let put = |(id, instance)| {
+                        let key = keys.format(&Key::Instance(id));
+                        self.values.insert(key.clone(), wire::encode(&instance));
+                        key
+                    };
+                    instances.into_iter().map(put).collect()
+                });
+            }
+            self.running = running.clone();
+        }
+        &self.values
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
     use super::*;
     use crate::{
@@ -190,6 +234,33 @@ pub(crate) mod tests {
     fn what_is_registered_is_read_back_as_it_was() {
         let instance = described(&web());
         assert_eq!(Instance::decode(&wire::encode(&instance)).expect("a record"), instance);
+    }
+
+    #[test]
+    fn what_changes_is_described_again_and_what_ends_is_forgotten() {
+        let keys: Keys = "/rollcall".parse().expect("a prefix");
+        let other = |name: &str| changed(|container| container.name = name.parse().expect("a name"));
+        let running = |all: &[(&str, &Running)]| {
+            Arc::new(all.iter().map(|(id, running)| ((*id).to_owned(), (*running).clone())).collect())
+        };
+        let at = |id: char| {
+            changed(|container| {
+                container.short_id = id.to_string().repeat(12).parse().expect("an ID");
+            })
+        };
+        let (a, b) = (at('a'), at('b'));
+        let draining = Running { draining: true, ..a.clone() };
+        let mut desired = Desired::default();
+        let mut values = |all: &[(&str, &Running)]| -> Vec<String> {
+            let values = desired.values(&running(all), &policy(), &keys);
+            values.values().map(|value| String::from_utf8_lossy(value).into_owned()).collect()
+        };
+        assert_eq!(values(&[("a", &a), ("b", &b)]).len(), 2);
+        let now = values(&[("a", &draining), ("b", &b)]);
+        assert!(now[0].contains("draining") && now[1].contains("passing"), "{now:?}");
+        assert_eq!(values(&[("b", &b)]).len(), 1);
+        assert_eq!(values(&[("b", &other("web-2"))]).len(), 1);
+        assert_eq!(values(&[]).len(), 0);
     }
 
     #[test]

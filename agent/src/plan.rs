@@ -7,15 +7,15 @@ use rollcall_shared::store::{Entry, LeaseId, Op};
 /// Values by key.
 pub type Values = BTreeMap<String, Vec<u8>>;
 
-/// The writes that make `registered` be `desired`, all under `lease`. New and changed keys come before
-/// those that go, so that a service that moves is never without an instance in between.
-pub fn plan(desired: &Values, registered: &BTreeMap<String, Entry>, lease: LeaseId) -> Vec<Op> {
+/// The writes that make `registered` be all that is `desired`, under `lease`. New and changed keys come
+/// before those that go, so that a service that moves is never without an instance in between.
+pub fn plan(desired: &[&Values], registered: &BTreeMap<String, Entry>, lease: LeaseId) -> Vec<Op> {
     let stands = |key: &String, value: &Vec<u8>| {
         registered.get(key).is_some_and(|entry| entry.value == *value && entry.lease == Some(lease))
     };
-    let puts = desired.iter().filter(|(key, value)| !stands(key, value));
+    let puts = desired.iter().copied().flatten().filter(|(key, value)| !stands(key, value));
     let puts = puts.map(|(key, value)| Op::Put { key: key.clone(), value: value.clone() });
-    let deletes = registered.keys().filter(|key| !desired.contains_key(*key));
+    let deletes = registered.keys().filter(|key| !desired.iter().any(|desired| desired.contains_key(*key)));
     puts.chain(deletes.map(|key| Op::Delete { key: key.clone() })).collect()
 }
 
@@ -51,11 +51,11 @@ mod tests {
             let lease = if other { LeaseId(3) } else { LEASE };
             let mut registered: BTreeMap<String, Entry> =
                 before.iter().map(|(key, value)| (key.clone(), entry(key, value, lease))).collect();
-            let ops = plan(&desired, &registered, LEASE);
+            let ops = plan(&[&desired], &registered, LEASE);
             apply(&mut registered, ops);
             let reached: Values = registered.iter().map(|(key, entry)| (key.clone(), entry.value.clone())).collect();
             prop_assert_eq!(&reached, &desired);
-            prop_assert_eq!(plan(&desired, &registered, LEASE), []);
+            prop_assert_eq!(plan(&[&desired], &registered, LEASE), []);
         }
     }
 
@@ -63,6 +63,6 @@ mod tests {
     fn a_key_under_another_lease_is_put_again() {
         let registered = BTreeMap::from([("/k/a".to_owned(), entry("/k/a", b"1", LeaseId(3)))]);
         let desired = Values::from([("/k/a".to_owned(), b"1".to_vec())]);
-        assert_eq!(plan(&desired, &registered, LEASE).len(), 1);
+        assert_eq!(plan(&[&desired], &registered, LEASE).len(), 1);
     }
 }

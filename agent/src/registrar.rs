@@ -11,7 +11,6 @@ use rollcall_shared::{
     retry::Retry,
     session::{Session, SessionError},
     store::{Change, Op, Store, StoreError},
-    wire,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     container::FullId,
     containers::Running,
-    desired::{self, Policy},
+    desired::{Desired, Policy},
     gather::Gather,
     plan::{Values, plan},
     registered::Registered,
@@ -225,10 +224,10 @@ impl Registrar {
         let seen = self.seen.borrow_and_update().clone();
         // Before Docker was listed nothing is known, and nothing is changed.
         let running = seen.running?;
-        let mut desired = state.described.values(&running, &self.policy, &self.keys);
-        metrics::gauge!("rollcall_agent_instances").set(desired.len() as f64);
-        desired.extend(self.acks.borrow_and_update().clone());
-        let ops = plan(&desired, state.registered.entries(), session.lease());
+        let instances = state.desired.values(&running, &self.policy, &self.keys);
+        metrics::gauge!("rollcall_agent_instances").set(instances.len() as f64);
+        let ops =
+            plan(&[instances, &self.acks.borrow_and_update()], state.registered.entries(), session.lease());
         let now = Instant::now();
         if ops.is_empty() {
             state.gather.on_nothing();
@@ -332,7 +331,7 @@ fn is_lost(update: Update, claim: &str, session: &Session) -> bool {
 /// What a registrar carries from one write to the next.
 struct Writing {
     registered: Registered,
-    described: Described,
+    desired: Desired,
     gather: Gather,
     /// Everything that is to be written.
     pending: Vec<Op>,
@@ -342,31 +341,7 @@ struct Writing {
 
 impl Writing {
     fn new(window: Duration) -> Self {
-        let (registered, described) = (Registered::default(), Described::default());
-        Self { registered, described, gather: Gather::new(window), pending: Vec::new(), urgent: Vec::new() }
-    }
-}
-
-/// The values of each container, kept while it stays the same: most do, from one event to the next.
-#[derive(Default)]
-struct Described {
-    containers: BTreeMap<FullId, (Running, Values)>,
-}
-
-impl Described {
-    fn values(&mut self, running: &BTreeMap<FullId, Running>, policy: &Policy, keys: &Keys) -> Values {
-        self.containers.retain(|id, _| running.contains_key(id));
-        for (id, running) in running {
-            let same = self.containers.get(id).is_some_and(|(known, _)| {
-                Arc::ptr_eq(&known.container, &running.container) && known.draining == running.draining
-            });
-            if !same {
-                let instances = desired::describe(running, policy).instances(running, &policy.node);
-                let value = |(id, instance)| (keys.format(&Key::Instance(id)), wire::encode(&instance));
-                let values = instances.into_iter().map(value).collect();
-                self.containers.insert(id.clone(), (running.clone(), values));
-            }
-        }
-        self.containers.values().flat_map(|(_, values)| values.clone()).collect()
+        let (registered, desired) = (Registered::default(), Desired::default());
+        Self { registered, desired, gather: Gather::new(window), pending: Vec::new(), urgent: Vec::new() }
     }
 }

@@ -243,6 +243,5 @@ impl Watcher {
 }
 
 fn is_same(before: &BTreeMap<FullId, Running>, now: &BTreeMap<FullId, Running>) -> bool {
-    let same = |a: &Running, b: &Running| Arc::ptr_eq(&a.container, &b.container) && a.draining == b.draining;
-    before.len() == now.len() && before.iter().zip(now).all(|((a, x), (b, y))| a == b && same(x, y))
+    before.len() == now.len() && before.iter().zip(now).all(|((a, x), (b, y))| a == b && x.is_same(y))
 }
