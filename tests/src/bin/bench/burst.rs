@@ -87,14 +87,15 @@ fn burst(
     let fewest = fewest_rewrites(&announced, &happened);
     std::thread::sleep(SETTLE);
     let expected = if action == "start" { made.len() } else { 0 };
-    let seen: Vec<Version> = versions.try_iter().collect();
-    let servers = |version: &Version| {
-        version.text.matches("server 127.0.0.1:").count() - version.text.matches(" down;").count()
+    let is_right = |version: Version| -> Result<(Duration, bool)> {
+        let text = version.text()?;
+        let servers = text.matches("server 127.0.0.1:").count() - text.matches(" down;").count();
+        Ok((version.at, servers == expected))
     };
-    let right = seen.last().is_some_and(|version| servers(version) == expected);
-    let first_right =
-        seen.iter().rposition(|version| servers(version) != expected).map_or(0, |wrong| wrong + 1);
-    let delay = seen.get(first_right).map_or(Duration::MAX, |version| version.at.saturating_sub(last));
+    let seen = versions.try_iter().map(is_right).collect::<Result<Vec<_>>>()?;
+    let right = seen.last().is_some_and(|(_, right)| *right);
+    let first_right = seen.iter().rposition(|(_, right)| !right).map_or(0, |wrong| wrong + 1);
+    let delay = seen.get(first_right).map_or(Duration::MAX, |(at, _)| at.saturating_sub(last));
     Ok(Outcome { right, rewrites: seen.len(), fewest, delay })
 }
 

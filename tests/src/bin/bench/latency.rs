@@ -14,6 +14,9 @@ use crate::watched;
 /// Between two changes: longer than what gathers them.
 pub const APART: Duration = Duration::from_millis(1100);
 
+/// By then it is over, and nothing of the bench has run beside it but the threads that note when.
+const OVER: Duration = Duration::from_millis(30);
+
 const SOON: Duration = Duration::from_secs(10);
 
 /// Measures and prints both modes, with one and with fifty others running.
@@ -48,6 +51,7 @@ fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
         std::thread::sleep(APART);
         let heard = stage.hups()?.len();
         made.start()?;
+        std::thread::sleep(OVER);
         let event = engine::await_event(&events, &made.id, "start")?;
         let version = watched::await_version(&versions, listed)?;
         start_to_file.add(version.at.saturating_sub(event.at));
@@ -56,6 +60,7 @@ fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
         file_to_hup.add(hup.saturating_sub(version.at));
         std::thread::sleep(APART);
         made.kill()?;
+        std::thread::sleep(OVER);
         let event = engine::await_event(&events, &made.id, "die")?;
         let version = watched::await_version(&versions, |text| !listed(text))?;
         die_to_file.add(version.at.saturating_sub(event.at));

@@ -1,6 +1,7 @@
 //! A file that is watched: every version it had, and when it was there.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Seek};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -12,12 +13,20 @@ use rustix::fs::inotify;
 use crate::engine::now;
 
 /// A version of the file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Version {
     /// When it was in place, since 1970.
     pub at: Duration,
-    /// What it held.
-    pub text: String,
+    file: File,
+}
+
+impl Version {
+    /// What it holds. It is read when it is asked for, not while what is measured goes on.
+    pub fn text(&self) -> Result<String> {
+        let mut file = &self.file;
+        file.rewind()?;
+        Ok(io::read_to_string(file)?)
+    }
 }
 
 /// Watches a file that is renamed into place or written there.
@@ -37,8 +46,8 @@ pub fn watch(file: &Path) -> Result<Receiver<Version>> {
             if name.as_deref() != file.file_name().and_then(|name| name.to_str()) {
                 continue;
             }
-            let Ok(text) = fs::read_to_string(&file) else { continue };
-            if sender.send(Version { at, text }).is_err() {
+            let Ok(file) = File::open(&file) else { continue };
+            if sender.send(Version { at, file }).is_err() {
                 return;
             }
         }
@@ -51,7 +60,7 @@ pub fn await_version(versions: &Receiver<Version>, wanted: impl Fn(&str) -> bool
     loop {
         let version =
             versions.recv_timeout(Duration::from_secs(20)).context("the file is never as wanted")?;
-        if wanted(&version.text) {
+        if wanted(&version.text()?) {
             return Ok(version);
         }
     }
