@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -50,7 +51,19 @@ pub enum DockerError {
 pub struct Docker {
     api: Api,
     host: String,
+    /// The API version that the user wants.
+    wished: Option<Version>,
+    /// The one that was agreed on.
+    spoken: Arc<Mutex<Version>>,
 }
+
+/// An API version: major and minor.
+type Version = (usize, usize);
+
+/// The newest version that bollard knows.
+const OURS: Version = (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
+/// What is being done when versions do not meet.
+const AGREEING: &str = "agreeing on a version";
 
 /// How long a call may take: an engine under a burst of starts answers late.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -74,30 +87,50 @@ impl Docker {
             }
         };
         let wished = settings.docker_api_version.as_deref().map(version).transpose()?;
-        let api = client(&host, settings)?;
-        let call =
-            |reason: String| DockerError::Call { host: host.clone(), doing: "agreeing on a version", reason };
-        let agreed = async {
-            let version = match wished {
-                Some(version) => version,
-                None => newest_of_both(&api).await.map_err(call)?,
-            };
-            let api = pinned(api, version);
-            match (api.version().await, &settings.docker_api_version) {
-                (Ok(_), _) => Ok(api),
-                (Err(Error::DockerResponseServerError { status_code: 400, message }), Some(wished)) => {
-                    Err(DockerError::Setting(format!("--docker-api-version is {wished}: {message}")))
-                }
-                (Err(error), _) => Err(call(one_line(&error))),
-            }
-        };
-        let agreed = tokio::time::timeout(FIRST_PATIENCE, agreed).await;
-        let api = agreed.unwrap_or_else(|_| Err(call(format!("no answer within {FIRST_PATIENCE:?}"))))?;
-        Ok(Self { api: api.with_timeout(PATIENCE), host })
+        let spoken = Arc::new(Mutex::new(OURS));
+        let api = versioned(client(&host, settings)?, spoken.clone());
+        let docker = Self { api, host, wished, spoken };
+        match tokio::time::timeout(FIRST_PATIENCE, docker.agree()).await {
+            Ok(agreed) => agreed.map(|()| docker),
+            Err(_) => Err(docker.call(AGREEING, format!("no answer within {FIRST_PATIENCE:?}"))),
+        }
+    }
+
+    /// Agrees on the API version to speak from now on. To be called anew after a break: the engine may have
+    /// been upgraded meanwhile.
+    ///
+    /// # Errors
+    /// The call's, and versions that do not meet.
+    pub async fn agree(&self) -> Result<(), DockerError> {
+        let engine = self.api.version().await.map_err(|error| self.failed(AGREEING, &error))?;
+        let read = |text: Option<String>| text.as_deref().and_then(|text| version(text).ok());
+        let newest =
+            read(engine.api_version).ok_or_else(|| self.call(AGREEING, "it names no version".to_owned()))?;
+        let oldest = read(engine.min_api_version).unwrap_or_default();
+        let wanted = self.wished.unwrap_or(newest.min(OURS));
+        if !(oldest..=newest).contains(&wanted) {
+            let show = |(major, minor): Version| format!("{major}.{minor}");
+            let spoken =
+                format!("{} to {}, which Docker at {} speaks", show(oldest), show(newest), self.host);
+            return Err(match self.wished {
+                Some(wished) => DockerError::Setting(format!(
+                    "--docker-api-version is {}: expected {spoken}",
+                    show(wished)
+                )),
+                None => self
+                    .call(AGREEING, format!("this agent speaks {} at most: expected {spoken}", show(OURS))),
+            });
+        }
+        *self.spoken.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        Ok(())
+    }
+
+    fn call(&self, doing: &'static str, reason: String) -> DockerError {
+        DockerError::Call { host: self.host.clone(), doing, reason }
     }
 
     fn failed(&self, doing: &'static str, error: &Error) -> DockerError {
-        DockerError::Call { host: self.host.clone(), doing, reason: one_line(error) }
+        self.call(doing, one_line(error))
     }
 
     /// The engine's ID, which it keeps for as long as its data folder.
@@ -106,11 +139,8 @@ impl Docker {
     /// The call's.
     pub async fn engine_id(&self) -> Result<String, DockerError> {
         let info = self.api.info().await.map_err(|error| self.failed("asking for its ID", &error))?;
-        info.id.filter(|id| !id.is_empty()).ok_or_else(|| DockerError::Call {
-            host: self.host.clone(),
-            doing: "asking for its ID",
-            reason: "it has none".to_owned(),
-        })
+        let id = info.id.filter(|id| !id.is_empty());
+        id.ok_or_else(|| self.call("asking for its ID", "it has none".to_owned()))
     }
 
     /// What happens to containers from `since` on, by the engine's clock. What happened before the engine
@@ -133,8 +163,7 @@ impl Docker {
 
     /// The error of a stream of events that ended without one.
     pub fn events_ended(&self) -> DockerError {
-        let (host, doing) = (self.host.clone(), "reading its events");
-        DockerError::Call { host, doing, reason: "it ended them".to_owned() }
+        self.call("reading its events", "it ended them".to_owned())
     }
 
     /// The containers that run.
@@ -153,11 +182,7 @@ impl Docker {
     /// The call's.
     pub async fn inspect(&self, id: &str) -> Result<Option<Container>, DockerError> {
         match self.api.inspect_container(id, None).await {
-            Ok(answer) => container(answer).map_err(|reason| DockerError::Call {
-                host: self.host.clone(),
-                doing: "inspecting a container",
-                reason,
-            }),
+            Ok(answer) => container(answer).map_err(|reason| self.call("inspecting a container", reason)),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
             Err(error) => Err(self.failed("inspecting a container", &error)),
         }
@@ -176,24 +201,19 @@ impl Docker {
     }
 }
 
-/// The newest API version that both the engine and bollard speak.
-async fn newest_of_both(api: &Api) -> Result<Version, String> {
-    let engine = api.version().await.map_err(|error| one_line(&error))?;
-    let engine = engine.api_version.ok_or("it names no API version")?;
-    let engine = version(&engine).map_err(|_| format!("it names the API version {engine:?}"))?;
-    Ok(engine.min((API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version)))
-}
-
-/// Has every request name the API version. bollard 0.21 itself names none, whatever it is told
-/// (fussybeaver/bollard#736).
-fn pinned(api: Api, (major, minor): Version) -> Api {
+/// Has every request name the API version, but the one that asks for the engine's. bollard 0.21 itself names
+/// none, whatever it is told (fussybeaver/bollard#736).
+fn versioned(api: Api, spoken: Arc<Mutex<Version>>) -> Api {
     api.with_request_modifier(move |mut request| {
         let uri = request.uri();
-        let (scheme, host) =
-            (uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |host| host.as_str()));
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let named = format!("{scheme}://{host}/v{major}.{minor}{path}");
-        *request.uri_mut() = named.parse().expect("a longer path makes no bad address");
+        if uri.path() != "/version" {
+            let (major, minor) = *spoken.lock().unwrap_or_else(PoisonError::into_inner);
+            let (scheme, host) =
+                (uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |host| host.as_str()));
+            let path = uri.path_and_query().map_or("/", |path| path.as_str());
+            let named = format!("{scheme}://{host}/v{major}.{minor}{path}");
+            *request.uri_mut() = named.parse().expect("a longer path makes no bad address");
+        }
         request
     })
 }
@@ -251,9 +271,6 @@ fn certificates(settings: &DockerSettings) -> Result<PathBuf, DockerError> {
     }
     Ok(folder)
 }
-
-/// An API version: major and minor.
-type Version = (usize, usize);
 
 fn version(text: &str) -> Result<Version, DockerError> {
     let parsed =

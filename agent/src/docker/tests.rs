@@ -68,31 +68,49 @@ fn events_are_read_and_the_others_are_not() {
     assert_eq!(read(serde_json::json!({ "Type": "image", "Action": "pull", "Actor": actor })), None);
 }
 
-/// An engine on the wire that takes these API versions, and refuses others in Docker's words.
-async fn engine(oldest: &'static str, newest: &'static str) -> String {
-    let answer = move |uri: Uri| async move {
-        let number = |version: &str| super::version(version).expect("a version");
-        let asked =
-            uri.path().strip_prefix("/v").and_then(|path| path.split_once('/')).map(|(version, _)| version);
-        let refusal = match asked {
+/// An engine on the wire. It takes the API versions from the first to the second, and refuses others in
+/// Docker's words; its ID is the version that it was asked in.
+#[derive(Clone)]
+struct Engine {
+    host: String,
+    versions: Arc<Mutex<[&'static str; 2]>>,
+}
+
+impl Engine {
+    async fn start(versions: [&'static str; 2]) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let host = format!("tcp://{}", listener.local_addr().expect("an address"));
+        let engine = Self { host, versions: Arc::new(Mutex::new(versions)) };
+        let answering = engine.clone();
+        let answer = Router::new().fallback(async move |uri: Uri| answering.answer(uri.path()));
+        tokio::spawn(async move { axum::serve(listener, answer).await });
+        engine
+    }
+
+    fn answer(&self, path: &str) -> (StatusCode, String) {
+        let [oldest, newest] = *self.versions.lock().expect("nobody panics with it");
+        let number = |text: &str| version(text).expect("a version");
+        let asked = path.strip_prefix("/v").and_then(|path| path.split_once('/')).map(|(version, _)| version);
+        let refusal = match asked.filter(|_| path != "/version") {
             Some(asked) if number(asked) > number(newest) => {
                 format!("client version {asked} is too new. Maximum supported API version is {newest}")
             }
             Some(asked) if number(asked) < number(oldest) => {
                 format!("client version {asked} is too old. Minimum supported API version is {oldest}")
             }
-            _ => {
-                let version =
+            asked => {
+                let answer =
                     serde_json::json!({ "ApiVersion": newest, "MinAPIVersion": oldest, "ID": asked });
-                return (StatusCode::OK, version.to_string());
+                return (StatusCode::OK, answer.to_string());
             }
         };
         (StatusCode::BAD_REQUEST, serde_json::json!({ "message": refusal }).to_string())
-    };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
-    format!("tcp://{address}")
+    }
+
+    async fn connect(&self, flags: &[&str]) -> Result<Docker, DockerError> {
+        let args = [&["agent", "--docker-host", &self.host], flags].concat();
+        Docker::connect(&Cli::parse_from(args).docker).await
+    }
 }
 
 #[derive(Parser)]
@@ -101,33 +119,44 @@ struct Cli {
     docker: DockerSettings,
 }
 
-/// The version that is spoken with an engine at last.
-async fn agreed(host: &str, flags: &[&str]) -> Result<String, DockerError> {
-    let args = [&["agent", "--docker-host", host], flags].concat();
-    let docker = Docker::connect(&Cli::parse_from(args).docker).await?;
-    docker.engine_id().await
-}
-
 #[tokio::test]
 async fn a_version_is_agreed_on_with_engines_old_and_new() {
-    let own = format!("{}.{}", API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
-    for (engine_is, oldest, newest, spoken) in [
-        ("Docker 20.10", "1.12", "1.41", "1.41"),
-        ("Docker 24", "1.12", "1.43", "1.43"),
-        ("Docker 27", "1.24", "1.47", "1.47"),
-        ("Docker 29", "1.44", "1.52", "1.52"),
-        ("one to come", "1.44", "1.99", &own),
+    let ours = format!("{}.{}", OURS.0, OURS.1);
+    for (engine_is, versions, spoken) in [
+        ("Docker 20.10", ["1.12", "1.41"], "1.41"),
+        ("Docker 24", ["1.12", "1.43"], "1.43"),
+        ("Docker 27", ["1.24", "1.47"], "1.47"),
+        ("Docker 29", ["1.44", "1.52"], "1.52"),
+        ("one to come", ["1.44", "1.99"], &ours),
     ] {
-        let host = engine(oldest, newest).await;
-        assert_eq!(agreed(&host, &[]).await.expect(engine_is), spoken, "{engine_is}");
+        let docker = Engine::start(versions).await.connect(&[]).await.expect(engine_is);
+        assert_eq!(docker.engine_id().await.expect("an ID"), spoken, "{engine_is}");
     }
 }
 
 #[tokio::test]
-async fn a_version_that_the_user_wants_is_spoken_or_refused_in_the_engines_words() {
-    let host = engine("1.44", "1.52").await;
-    assert_eq!(agreed(&host, &["--docker-api-version", "1.45"]).await.expect("it is taken"), "1.45");
-    let refused = agreed(&host, &["--docker-api-version", "1.41"]).await.expect_err("it is too old");
-    let words = "--docker-api-version is 1.41: client version 1.41 is too old";
-    assert!(refused.to_string().starts_with(words), "{refused}");
+async fn versions_that_do_not_meet_are_named() {
+    let engine = Engine::start(["1.44", "1.52"]).await;
+    let docker = engine.connect(&["--docker-api-version", "1.45"]).await.expect("it is taken");
+    assert_eq!(docker.engine_id().await.expect("an ID"), "1.45");
+    let refused = engine.connect(&["--docker-api-version", "1.41"]).await.expect_err("it is too old");
+    assert!(matches!(refused, DockerError::Setting(_)));
+    let words = format!(
+        "--docker-api-version is 1.41: expected 1.44 to 1.52, which Docker at {} speaks",
+        engine.host
+    );
+    assert_eq!(refused.to_string(), words);
+    let far_ahead = Engine::start(["1.98", "1.99"]).await;
+    let refused = far_ahead.connect(&[]).await.expect_err("it has left us behind").to_string();
+    assert!(refused.contains("at most: expected 1.98 to 1.99"), "{refused}");
+}
+
+#[tokio::test]
+async fn with_an_engine_that_was_upgraded_another_version_is_agreed_on() {
+    let engine = Engine::start(["1.12", "1.41"]).await;
+    let docker = engine.connect(&[]).await.expect("an engine");
+    *engine.versions.lock().expect("nobody panics with it") = ["1.44", "1.52"];
+    assert!(docker.engine_id().await.is_err(), "1.41 is too old now");
+    docker.agree().await.expect("versions that meet");
+    assert_eq!(docker.engine_id().await.expect("an ID"), "1.52");
 }
