@@ -122,7 +122,9 @@ impl Watcher {
 
     /// Follows one stream of events until it breaks.
     async fn follow(&mut self, retry: &mut Retry) -> DockerError {
-        if let Err(error) = self.docker.agree().await {
+        if self.away_since.is_some()
+            && let Err(error) = self.docker.agree().await
+        {
             return error;
         }
         // Unbounded, because a reader that waits makes Docker drop events; they are small and few.
