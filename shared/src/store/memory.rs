@@ -144,10 +144,10 @@ impl State {
         if after.0 + 1 < first.0 {
             return Err(StoreError::Compacted { first });
         }
-        let mut changes = Vec::new();
-        for batch in self.history.iter().filter(|batch| batch.revision > after) {
-            changes.extend(batch.changes.iter().filter(|change| covers(prefix, change.key())).cloned());
-        }
+        // The history has no gap, so that it need not be searched.
+        let seen = usize::try_from(after.0 + 1 - first.0).unwrap_or(usize::MAX).min(self.history.len());
+        let changes = self.history.range(seen..).flat_map(|batch| &batch.changes);
+        let changes: Vec<Change> = changes.filter(|change| covers(prefix, change.key())).cloned().collect();
         Ok(changes.last().map(Change::revision).map(|revision| Batch { changes, revision }))
     }
 }
@@ -224,7 +224,7 @@ impl Store for MemoryStore {
         let newest = self.newest.subscribe();
         let follow =
             stream::unfold(Some((self.clone(), newest, prefix.to_owned(), after)), |position| async move {
-                let (store, mut newest, prefix, after) = position?;
+                let (store, mut newest, prefix, mut after) = position?;
                 loop {
                     let seen = *newest.borrow_and_update();
                     let next = store.lock().next(&prefix, after);
@@ -233,7 +233,11 @@ impl Store for MemoryStore {
                             let after = batch.revision;
                             return Some((Ok(batch), Some((store, newest, prefix, after))));
                         }
-                        Ok(None) => newest.wait_for(|revision| *revision != seen).await.ok().map(drop)?,
+                        Ok(None) => {
+                            // Nothing up to here is the watcher's, however long ago its last change was.
+                            after = after.max(seen);
+                            newest.wait_for(|revision| *revision != seen).await.ok().map(drop)?;
+                        }
                         Err(error) => return Some((Err(error), None)),
                     }
                 }
@@ -244,12 +248,30 @@ impl Store for MemoryStore {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::store::conformance;
 
     #[tokio::test(start_paused = true)]
     async fn the_memory_store_keeps_the_contract() {
         conformance::run(&MemoryStore::new()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_of_a_quiet_prefix_goes_on_past_the_history_of_others() {
+        let store = MemoryStore::new();
+        let put = |key: &str| [Op::Put { key: key.to_owned(), value: vec![] }];
+        let mut quiet = store.watch("/quiet/", Revision(0)).await.expect("a watch");
+        for _ in 0..3 {
+            for _ in 0..HISTORY - 1 {
+                store.commit(&put("/busy/1"), None, None).await.expect("a commit");
+            }
+            assert!(quiet.next().now_or_never().is_none(), "nothing is there for it");
+        }
+        store.commit(&put("/quiet/1"), None, None).await.expect("a commit");
+        let batch = quiet.next().await.expect("it goes on").expect("a change");
+        assert_eq!(batch.changes.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
