@@ -17,10 +17,15 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(etcd: &Etcd, test: &str, flags: &[&str]) -> Result<Self> {
+    fn command(etcd: &Etcd, test: &str) -> Result<Command> {
         let mut command = Program::agent()?;
         command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off"]);
         command.args(["--only-name", &format!("^{test}-"), "--advertise", "10.9.8.7"]);
+        Ok(command)
+    }
+
+    fn start(etcd: &Etcd, test: &str, flags: &[&str]) -> Result<Self> {
+        let mut command = Self::command(etcd, test)?;
         command.args(flags);
         let mut program = Program::start("agent", command)?;
         program.wait_log("holds the node's claim", SOON)?;
@@ -131,12 +136,14 @@ fn without_the_hosts_processes_a_signal_goes_through_docker() -> Result<()> {
     let bind = format!("{}:/out", dir.path().display());
     let flags = ["--label", "rollcall.signal=HUP", "--env", "HUP_LOG=/out/hups", "--volume", &bind];
     let worker = worker(&host, "agent-apart", 1, &flags)?;
-    let mut command = Program::agent()?;
-    command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off"]);
-    command.args(["--only-name", "^agent-apart-", "--advertise", "10.9.8.7"]);
+    let command = Agent::command(&etcd, "agent-apart")?;
     let mut apart = Command::new("unshare");
     apart.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(command.get_program());
     apart.args(command.get_args());
+    // What it is to be without: the caller's own settings.
+    for (name, _) in command.get_envs() {
+        apart.env_remove(name);
+    }
     let mut agent = Program::start("agent apart", apart)?;
     agent.wait_log("holds the node's claim", SOON)?;
     let request = serde_json::json!({ "v": 1, "generation": 7, "attempt": 1, "signal": "HUP",
