@@ -47,32 +47,46 @@ pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970")
 }
 
+/// What the events are filtered by, as part of a path.
+fn filters() -> String {
+    let filters = serde_json::json!({ "event": ["connect", "start", "kill", "die"] }).to_string();
+    filters.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+fn event(line: &str) -> Option<Event> {
+    let read_at = now();
+    let event: Value = serde_json::from_str(line).ok()?;
+    let actor = &event["Actor"];
+    let id = if event["Type"] == "network" { &actor["Attributes"]["container"] } else { &actor["ID"] };
+    let at = Duration::from_nanos(event["timeNano"].as_u64()?);
+    Some(Event { id: id.as_str()?.to_owned(), action: event["Action"].as_str()?.to_owned(), at, read_at })
+}
+
 /// Starts and ends of containers from now on, and what announces them.
 pub fn events() -> Result<Receiver<Event>> {
     let mut stream = UnixStream::connect(SOCKET)?;
-    let filters = serde_json::json!({ "event": ["connect", "start", "kill", "die"] }).to_string();
-    let filters: String = filters.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    write!(stream, "GET /events?filters={filters} HTTP/1.0\r\n\r\n")?;
+    write!(stream, "GET /events?filters={} HTTP/1.0\r\n\r\n", filters())?;
     let mut lines = BufReader::new(stream).lines();
     // The head comes as soon as the subscription stands.
     while !lines.next().context("a head")??.is_empty() {}
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
-            let read_at = now();
-            let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
-            let actor = &event["Actor"];
-            let id =
-                if event["Type"] == "network" { &actor["Attributes"]["container"] } else { &actor["ID"] };
-            let (Some(id), Some(action)) = (id.as_str(), event["Action"].as_str()) else { continue };
-            let at = Duration::from_nanos(event["timeNano"].as_u64().unwrap_or_default());
-            let event = Event { id: id.to_owned(), action: action.to_owned(), at, read_at };
-            if sender.send(event).is_err() {
+            if event(&line).is_some_and(|event| sender.send(event).is_err()) {
                 return;
             }
         }
     });
     Ok(receiver)
+}
+
+/// What has happened to a container since a time, from the engine's memory: nobody was listening meanwhile.
+pub fn past_event(since: Duration, id: &str, action: &str) -> Result<Event> {
+    let time = |at: Duration| format!("{}.{:09}", at.as_secs(), at.subsec_nanos());
+    let path = format!("/events?since={}&until={}&filters={}", time(since), time(now()), filters());
+    let events = call("GET", &path, None)?;
+    let found = events.lines().filter_map(event).find(|event| event.id == id && event.action == action);
+    found.with_context(|| format!("{action} of {id} since then"))
 }
 
 /// Awaits what happens to a container.

@@ -2,15 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::mpsc::Receiver;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use futures_util::StreamExt;
-use rollcall_shared::store::{Op, Revision, Store, Watch, etcd::EtcdStore, settings::EtcdSettings};
+use rollcall_shared::store::{Op, Revision, Store, etcd::EtcdStore, settings::EtcdSettings};
 use rollcall_tests::{Etcd, until};
 use tempfile::TempDir;
 
@@ -20,24 +19,21 @@ use crate::latency;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// The medians, in ms.
+/// The medians of the same steps without Rollcall, in ms.
 #[derive(Debug, Clone, Copy)]
 pub struct Floors {
-    /// From a start to a file, by the same steps without Rollcall: the event, an inspection, an etcd put seen by
-    /// a watcher, the file.
+    /// From a start to a file: the event, an inspection, an etcd put, a file when the watcher has it.
     pub start_to_file: f64,
     /// The same without etcd.
     pub start_to_file_embedded: f64,
-    /// From an end to a file: the event, an etcd put seen by a watcher, the file.
+    /// From an end to a file: the event, an etcd put, a file when the watcher has it.
     pub die_to_file: f64,
     /// The same without etcd.
     pub die_to_file_embedded: f64,
-    /// An etcd put seen by a watcher, once a started container's file is there.
-    pub signal_round: f64,
-    /// A signal to a process, after that.
-    pub kill: f64,
-    /// A signal to a process, after the file where there is no etcd.
-    pub kill_embedded: f64,
+    /// From a started container's file to a signal: an etcd put, a signal when another watcher has it.
+    pub file_to_signal: f64,
+    /// The same without etcd.
+    pub file_to_signal_embedded: f64,
 }
 
 #[derive(Parser)]
@@ -54,17 +50,17 @@ pub fn store(etcd: &Etcd) -> Result<EtcdStore> {
 
 /// Measures and prints them, beside whatever else is running.
 pub fn measure(runs: usize) -> Result<Floors> {
-    let etcd = Round::new()?;
-    let dir = tempfile::tempdir()?;
-    let listener = Listener::start()?;
+    let hand = Arc::new(Hand::new()?);
+    let peers = Peers::start()?;
     let mut quiet = [Figures::default(), Figures::default(), Figures::default()];
     for _ in 0..runs {
-        quiet[0].add(etcd.put_to_watch()?);
-        quiet[1].add(write(dir.path())?);
-        quiet[2].add(listener.signal()?);
+        quiet[0].add(peers.put_to_watch()?);
+        let began = engine::now();
+        quiet[1].add(hand.write()? - began);
+        let began = engine::now();
+        quiet[2].add(hand.signal()? - began);
     }
-    let chain = |with_etcd: bool| chain(runs, with_etcd.then_some(&etcd), &listener, dir.path());
-    let (by_etcd, embedded) = (chain(true)?, chain(false)?);
+    let (by_etcd, embedded) = (chain(runs, Some(&peers), &hand)?, chain(runs, None, &hand)?);
     heading("floors, when nothing else happens");
     quiet[0].print("etcd put to watch", None);
     quiet[1].print("2 KiB written, fsynced, renamed", None);
@@ -78,9 +74,8 @@ pub fn measure(runs: usize) -> Result<Floors> {
         ("start, event to file by hand, without", &embedded.start),
         ("die, event to file by hand, with etcd", &by_etcd.die),
         ("die, event to file by hand, without", &embedded.die),
-        ("etcd put to watch, after the file", &by_etcd.signal_round),
-        ("signal to a process, received, after that", &by_etcd.kill),
-        ("signal to a process, after the file", &embedded.kill),
+        ("file to signal by hand, with etcd", &by_etcd.signal),
+        ("file to signal by hand, without", &embedded.signal),
     ] {
         figures.print(name, None);
     }
@@ -89,13 +84,12 @@ pub fn measure(runs: usize) -> Result<Floors> {
         start_to_file_embedded: embedded.start.median(),
         die_to_file: by_etcd.die.median(),
         die_to_file_embedded: embedded.die.median(),
-        signal_round: by_etcd.signal_round.median(),
-        kill: by_etcd.kill.median(),
-        kill_embedded: embedded.kill.median(),
+        file_to_signal: by_etcd.signal.median(),
+        file_to_signal_embedded: embedded.signal.median(),
     })
 }
 
-/// The steps from an event to a file, one after the other.
+/// The steps from an event to a file and a signal, one after the other.
 #[derive(Default)]
 struct Chain {
     start_event: Figures,
@@ -103,42 +97,60 @@ struct Chain {
     inspect: Figures,
     start: Figures,
     die: Figures,
-    signal_round: Figures,
-    kill: Figures,
+    signal: Figures,
 }
 
-fn chain(runs: usize, etcd: Option<&Round>, listener: &Listener, dir: &Path) -> Result<Chain> {
+fn chain(runs: usize, peers: Option<&Peers>, hand: &Arc<Hand>) -> Result<Chain> {
     let mut chain = Chain::default();
     let events = engine::events()?;
     let made = Made::new("bench-floor", &[], serde_json::json!({}), &[])?;
-    let finish = || -> Result<Duration> {
-        if let Some(etcd) = etcd {
-            etcd.put_to_watch()?;
-        }
-        write(dir)?;
-        Ok(engine::now())
-    };
     for _ in 0..runs {
         std::thread::sleep(latency::APART);
-        let start = scoped_event(&made, Made::start, &events, "start", |event| {
-            let asked = Instant::now();
-            made.inspect()?;
-            chain.inspect.add(asked.elapsed());
-            chain.start_event.add(event.read_at.saturating_sub(event.at));
-            let file_at = finish()?;
-            if let Some(etcd) = etcd {
-                chain.signal_round.add(etcd.put_to_watch()?);
-            }
-            chain.kill.add(listener.signal()?);
-            Ok(file_at.saturating_sub(event.at))
-        })?;
-        chain.start.add(start);
+        if let Some(peers) = peers {
+            let by = hand.clone();
+            peers.consumer.arm(move |etcd| {
+                let file_at = by.write()?;
+                etcd.put(SIGNAL)?;
+                Ok(file_at)
+            })?;
+            let by = hand.clone();
+            peers.agent.arm(move |_| by.signal())?;
+        }
+        let (start_event, inspected, file_at, heard_at) =
+            scoped_event(&made, Made::start, &events, "start", |event| {
+                let asked = Instant::now();
+                made.inspect()?;
+                let inspected = asked.elapsed();
+                let (file_at, heard_at) = match peers {
+                    Some(peers) => {
+                        peers.etcd.put(FILE)?;
+                        (peers.consumer.done()?, peers.agent.done()?)
+                    }
+                    None => (hand.write()?, hand.signal()?),
+                };
+                Ok((event.clone(), inspected, file_at, heard_at))
+            })?;
+        chain.inspect.add(inspected);
+        chain.start_event.add(start_event.read_at.saturating_sub(start_event.at));
+        chain.start.add(file_at.saturating_sub(start_event.at));
+        chain.signal.add(heard_at.saturating_sub(file_at));
         std::thread::sleep(latency::APART);
-        let die = scoped_event(&made, Made::kill, &events, "die", |event| {
-            chain.die_event.add(event.read_at.saturating_sub(event.at));
-            Ok(finish()?.saturating_sub(event.at))
+        if let Some(peers) = peers {
+            let by = hand.clone();
+            peers.consumer.arm(move |_| by.write())?;
+        }
+        let (die_event, file_at) = scoped_event(&made, Made::kill, &events, "die", |event| {
+            let file_at = match peers {
+                Some(peers) => {
+                    peers.etcd.put(FILE)?;
+                    peers.consumer.done()?
+                }
+                None => hand.write()?,
+            };
+            Ok((event.clone(), file_at))
         })?;
-        chain.die.add(die);
+        chain.die_event.add(die_event.read_at.saturating_sub(die_event.at));
+        chain.die.add(file_at.saturating_sub(die_event.at));
     }
     Ok(chain)
 }
@@ -160,80 +172,135 @@ fn scoped_event<T>(
     })
 }
 
-/// An etcd with a writer and a watcher.
-struct Round {
-    runtime: tokio::runtime::Runtime,
-    writer: EtcdStore,
-    watch: Mutex<Watch>,
+/// A key whose change has a file written.
+const FILE: &str = "/floor/file";
+/// A key whose change has a signal sent.
+const SIGNAL: &str = "/floor/signal";
+
+/// An etcd and who meet there: as many clients as Rollcall has processes.
+struct Peers {
+    /// What the agent has to say.
+    etcd: Client,
+    /// Hears of it, as the consumer does.
+    consumer: Peer,
+    /// Hears of what that has to say, as the agent does.
+    agent: Peer,
     _etcd: Etcd,
 }
 
-impl Round {
-    fn new() -> Result<Self> {
-        let etcd = Etcd::start()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (writer, reader) = (store(&etcd)?, store(&etcd)?);
-        let watch = runtime.block_on(reader.watch("/floor/", Revision(0)))?;
-        Ok(Self { runtime, writer, watch: Mutex::new(watch), _etcd: etcd })
-    }
-
-    /// From the put to when the watcher has it, which is before the writer has its answer.
-    fn put_to_watch(&self) -> Result<Duration> {
-        let mut watch = self.watch.lock().expect("nobody panics with it");
-        let began = Instant::now();
-        let put = [Op::Put { key: "/floor/key".to_owned(), value: vec![b'x'; 400] }];
-        let seen = async {
-            let seen = watch.next().await;
-            (seen, began.elapsed())
-        };
-        let (written, (seen, took)) =
-            self.runtime.block_on(async { tokio::join!(self.writer.commit(&put, None, None), seen) });
-        written?;
-        seen.context("a change")??;
-        Ok(took)
-    }
-}
-
-fn write(dir: &Path) -> Result<Duration> {
-    let (staged, dest) = (dir.join("staged"), dir.join("dest"));
-    let began = Instant::now();
-    let mut file = File::create(&staged)?;
-    file.write_all(&[b'x'; 2048])?;
-    file.sync_all()?;
-    fs::rename(&staged, &dest)?;
-    Ok(began.elapsed())
-}
-
-/// A process of our own that writes down when it is signalled, as the bench's target does.
-struct Listener {
-    pid: rustix::process::Pid,
-    log: PathBuf,
-    _made: Made,
-    _dir: TempDir,
-}
-
-impl Listener {
+impl Peers {
     fn start() -> Result<Self> {
+        let etcd = Etcd::start()?;
+        let (consumer, agent) = (Peer::start(&etcd, FILE)?, Peer::start(&etcd, SIGNAL)?);
+        Ok(Self { etcd: Client::new(&etcd)?, consumer, agent, _etcd: etcd })
+    }
+
+    fn put_to_watch(&self) -> Result<Duration> {
+        self.consumer.arm(|_| Ok(engine::now()))?;
+        let began = engine::now();
+        self.etcd.put(FILE)?;
+        Ok(self.consumer.done()?.saturating_sub(began))
+    }
+}
+
+/// A client of an etcd.
+struct Client {
+    runtime: tokio::runtime::Runtime,
+    store: EtcdStore,
+}
+
+impl Client {
+    fn new(etcd: &Etcd) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { runtime, store: store(etcd)? })
+    }
+
+    fn put(&self, key: &str) -> Result<()> {
+        let put = [Op::Put { key: key.to_owned(), value: vec![b'x'; 400] }];
+        self.runtime.block_on(self.store.commit(&put, None, None))?;
+        Ok(())
+    }
+}
+
+/// What a peer does about a change; gives when it was done.
+type Action = Box<dyn FnOnce(&Client) -> Result<Duration> + Send>;
+
+/// A thread that awaits a change of its key, and then does what it was armed with.
+struct Peer {
+    armed: Sender<Action>,
+    done: Receiver<Result<Duration>>,
+}
+
+impl Peer {
+    fn start(etcd: &Etcd, key: &'static str) -> Result<Self> {
+        let (armed, actions) = mpsc::channel::<Action>();
+        let (sender, done) = mpsc::channel();
+        let client = Client::new(etcd)?;
+        let mut watch = client.runtime.block_on(client.store.watch(key, Revision(0)))?;
+        std::thread::spawn(move || {
+            for action in actions {
+                let change = client.runtime.block_on(watch.next());
+                let change = change.context("a change").and_then(|change| Ok(change?));
+                if sender.send(change.and_then(|_| action(&client))).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { armed, done })
+    }
+
+    /// To be called before each change.
+    fn arm(&self, action: impl FnOnce(&Client) -> Result<Duration> + Send + 'static) -> Result<()> {
+        self.armed.send(Box::new(action)).ok().context("the peer has ended")
+    }
+
+    fn done(&self) -> Result<Duration> {
+        self.done.recv_timeout(SOON)?
+    }
+}
+
+/// What Rollcall does, by hand: a file, and a signal to a process that writes down when it has it, as the
+/// bench's target does.
+struct Hand {
+    pid: rustix::process::Pid,
+    dir: TempDir,
+    _made: Made,
+}
+
+impl Hand {
+    fn new() -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let log = dir.path().join("hups");
         let binds = [format!("{}:/out", dir.path().display())];
         let labels = serde_json::json!({});
         let made = Made::new("bench-floor-target", &["HUP_LOG=/out/hups"], labels, &binds)?;
         made.start()?;
         let pid = made.inspect()?["State"]["Pid"].as_i64().context("a PID")?;
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a PID")?;
-        until("it takes signals", SOON, || Ok(log.exists()))?;
-        Ok(Self { pid, log, _made: made, _dir: dir })
+        let hand = Self { pid, dir, _made: made };
+        until("it takes signals", SOON, || Ok(hand.dir.path().join("hups").exists()))?;
+        Ok(hand)
     }
 
-    /// From a signal to when the process has it.
+    /// Puts a file in place; gives when it was there.
+    fn write(&self) -> Result<Duration> {
+        let (staged, dest) = (self.dir.path().join("staged"), self.dir.path().join("dest"));
+        let mut file = File::create(&staged)?;
+        file.write_all(&[b'x'; 2048])?;
+        file.sync_all()?;
+        fs::rename(&staged, &dest)?;
+        Ok(engine::now())
+    }
+
+    /// Sends the signal; gives when the process had it.
     fn signal(&self) -> Result<Duration> {
-        let lines =
-            || fs::read_to_string(&self.log).map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
-        let heard = lines()?.len();
-        let began = engine::now();
+        let heard = self.heard()?.len();
         rustix::process::kill_process(self.pid, rustix::process::Signal::HUP)?;
-        let line = until("the signal", SOON, || Ok(lines()?.get(heard).cloned()))?;
-        Ok(Duration::from_nanos(line.parse()?).saturating_sub(began))
+        let line = until("the signal", SOON, || Ok(self.heard()?.get(heard).cloned()))?;
+        Ok(Duration::from_nanos(line.parse()?))
+    }
+
+    fn heard(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.dir.path().join("hups"))?;
+        Ok(text.lines().map(str::to_owned).collect())
     }
 }

@@ -39,7 +39,6 @@ pub fn run(runs: usize) -> Result<()> {
 fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
     let stage = Stage::start(mode)?;
     let versions = watched::watch(&stage.file())?;
-    let events = engine::events()?;
     let made = Made::new("bench-subject", &[], serde_json::json!({}), &[])?;
     let server = format!(":{} ", made.port);
     let listed = |text: &str| text.replace(';', " ").contains(&server);
@@ -50,24 +49,28 @@ fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
     for _ in 0..runs {
         std::thread::sleep(APART);
         let heard = stage.hups()?.len();
+        let since = engine::now();
         made.start()?;
         std::thread::sleep(OVER);
-        let event = engine::await_event(&events, &made.id, "start")?;
+        let event = engine::past_event(since, &made.id, "start")?;
         let version = watched::await_version(&versions, listed)?;
         start_to_file.add(version.at.saturating_sub(event.at));
         let hup = until("the signal", SOON, || Ok(stage.hups()?.get(heard).copied()))?;
         start_to_hup.add(hup.saturating_sub(event.at));
         file_to_hup.add(hup.saturating_sub(version.at));
         std::thread::sleep(APART);
+        let since = engine::now();
         made.kill()?;
         std::thread::sleep(OVER);
-        let event = engine::await_event(&events, &made.id, "die")?;
+        let event = engine::past_event(since, &made.id, "die")?;
         let version = watched::await_version(&versions, |text| !listed(text))?;
         die_to_file.add(version.at.saturating_sub(event.at));
     }
     let (start, die, signal) = match mode {
-        Mode::Etcd => (floors.start_to_file, floors.die_to_file, floors.signal_round + floors.kill),
-        Mode::Embedded => (floors.start_to_file_embedded, floors.die_to_file_embedded, floors.kill_embedded),
+        Mode::Etcd => (floors.start_to_file, floors.die_to_file, floors.file_to_signal),
+        Mode::Embedded => {
+            (floors.start_to_file_embedded, floors.die_to_file_embedded, floors.file_to_signal_embedded)
+        }
     };
     start_to_file.print("start -> file", Some(start));
     die_to_file.print("die -> file", Some(die));
