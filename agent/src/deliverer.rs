@@ -15,8 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     deliveries::{self, Decision, Recipient, Rules},
-    docker::Docker,
-    kill,
+    kill::Killer,
     plan::Values,
     watcher::Seen,
 };
@@ -27,8 +26,8 @@ type Asked = (ConsumerName, TargetName);
 /// Delivers signals to the containers of one host.
 #[derive(Debug)]
 pub struct Deliverer {
-    /// The engine whose containers are signalled.
-    pub docker: Docker,
+    /// Sends the signals.
+    pub killer: Killer,
     /// This host.
     pub node: NodeName,
     /// The keys of the store.
@@ -107,6 +106,7 @@ impl Deliverer {
         seen: &watch::Receiver<Seen>,
     ) -> Option<Duration> {
         let running = seen.borrow().running.clone()?;
+        self.killer.retain(|id| running.contains_key(id));
         let mut again: Option<Duration> = None;
         for (asked, request) in requests {
             let now = Timestamp::now();
@@ -134,10 +134,10 @@ impl Deliverer {
         again
     }
 
-    async fn send(&self, request: &SignalRequest, recipients: &[Recipient]) -> SignalAck {
+    async fn send(&mut self, request: &SignalRequest, recipients: &[Recipient]) -> SignalAck {
         let mut failures = Vec::new();
         for recipient in recipients {
-            if let Err(error) = kill::kill(&self.docker, recipient, request.signal).await {
+            if let Err(error) = self.killer.kill(recipient, request.signal).await {
                 failures.push(error.to_string());
             }
         }

@@ -55,6 +55,7 @@ use deliverer::Deliverer;
 use deliveries::Rules;
 use desired::Policy;
 use docker::{Docker, DockerError};
+use kill::Killer;
 use registrar::Registrar;
 use settings::{AddressMode, Allowed};
 use watcher::Watcher;
@@ -159,7 +160,8 @@ pub async fn run(
     );
     let (reflector, requests) = Reflector::new(store.clone(), keys.signals(), health.clone(), "signals");
     let node = policy.node.clone();
-    let deliverer = Deliverer { docker, node, keys: keys.clone(), rules, acks, published: ack_sender };
+    let killer = Killer::new(docker);
+    let deliverer = Deliverer { killer, node, keys: keys.clone(), rules, acks, published: ack_sender };
     let registrar = Registrar {
         store,
         keys,
