@@ -2,7 +2,7 @@
 //!
 //! One visit to a blocking thread does all of it, or all up to a user's check. It signals nobody.
 
-use std::path::Path;
+use std::{os::fd::OwnedFd, path::Path};
 
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
@@ -75,6 +75,8 @@ pub struct Press {
     is_checked: bool,
     /// The selection's step that the file shows.
     shown: u64,
+    /// The file that was replaced last, until whoever reads the new one was told.
+    replaced: Option<OwnedFd>,
 }
 
 impl Press {
@@ -102,7 +104,15 @@ impl Press {
         let acked = ledger.as_ref().zip(installed).filter(|(ledger, bytes)| !ledger.owes(&Digest::of(bytes)));
         let guard = Guard::new(guard, acked.and_then(|(ledger, _)| ledger.instances()));
         installer.clear_leftovers();
-        Ok(Self { renderer, installer, guard, ledger, is_checked: target.check.is_some(), shown: 0 })
+        Ok(Self {
+            renderer,
+            installer,
+            guard,
+            ledger,
+            is_checked: target.check.is_some(),
+            shown: 0,
+            replaced: None,
+        })
     }
 
     /// Makes the file that the rows call for.
@@ -140,7 +150,7 @@ impl Press {
         if let (Some(ledger), Some(digest)) = (&mut self.ledger, &edition.digest) {
             ledger.before_install(digest).map_err(PressError::Ledger)?;
         }
-        self.installer.install(staged)?;
+        self.replaced = self.installer.install(staged)?.filter(|_| self.ledger.is_some());
         self.show(&edition);
         Ok(edition)
     }
@@ -163,6 +173,7 @@ impl Press {
     /// # Errors
     /// The operating system's; the notification is sent again after a restart then.
     pub fn settle(&mut self, digest: Digest, instances: usize) -> std::io::Result<()> {
+        self.replaced = None;
         match &mut self.ledger {
             Some(ledger) => ledger.settle(digest, instances),
             None => Ok(()),

@@ -159,18 +159,19 @@ impl Target {
             }
             Ok(Made::Unchanged(edition)) => {
                 self.count("rollcall_consumer_unchanged_total");
-                self.show(edition, false);
+                self.show(edition, false).await;
                 Ok(())
             }
             Ok(Made::Installed(edition)) => {
                 let now = Instant::now();
+                let instances = edition.instances;
                 self.debounce.reloaded(now);
+                self.show(edition, true).await;
                 self.count("rollcall_consumer_installs_total");
                 let name = self.name.to_string();
                 metrics::histogram!("rollcall_consumer_install_duration_seconds", "target" => name)
                     .record(now - begun);
-                tracing::info!(target = %self.name, instances = edition.instances, "installed");
-                self.show(edition, true);
+                tracing::info!(target = %self.name, instances, "installed");
                 Ok(())
             }
             Ok(Made::Staged(..)) => unreachable!("what is staged was checked and installed"),
@@ -200,31 +201,34 @@ impl Target {
     }
 
     /// The file shows the rows. Orders a notification if one is owed and not under way.
-    fn show(&mut self, edition: Edition, is_new: bool) {
+    async fn show(&mut self, edition: Edition, is_new: bool) {
         self.retry.reset();
+        let press = self.press.as_ref().expect("it is back after every visit");
+        let is_owed = press.owes(&edition);
+        let Edition { digest, instances, started, left_out, .. } = edition;
+        if let (Some(line), Some(digest)) = (&self.line, digest) {
+            let room = MOST_STARTED - self.started.len();
+            self.started.extend(started.into_iter().take(room));
+            if is_new || (is_owed && self.awaited.is_none()) {
+                let generation = Generation::after(self.last_generation, Timestamp::now());
+                self.last_generation = Some(generation);
+                self.awaited = Some(Awaited { generation, digest, instances });
+                line.orders.send_replace(Some(generation));
+                // The order goes out before anything is said of it.
+                tokio::task::yield_now().await;
+            }
+        }
         metrics::gauge!("rollcall_consumer_instances", "target" => self.name.to_string())
-            .set(edition.instances as f64);
-        match edition.left_out.first() {
+            .set(instances as f64);
+        match left_out.first() {
             None => self.condition.well(),
             Some(first) => {
-                let more = match edition.left_out.len() - 1 {
+                let more = match left_out.len() - 1 {
                     0 => String::new(),
                     more => format!(" and {more} more"),
                 };
                 self.condition.ill(format!("leaves out what the format cannot express: {first}{more}"));
             }
-        }
-        let press = self.press.as_ref().expect("it is back after every visit");
-        let is_owed = press.owes(&edition);
-        let Edition { digest, instances, started, .. } = edition;
-        let (Some(line), Some(digest)) = (&self.line, digest) else { return };
-        let room = MOST_STARTED - self.started.len();
-        self.started.extend(started.into_iter().take(room));
-        if is_new || (is_owed && self.awaited.is_none()) {
-            let generation = Generation::after(self.last_generation, Timestamp::now());
-            self.last_generation = Some(generation);
-            self.awaited = Some(Awaited { generation, digest, instances });
-            line.orders.send_replace(Some(generation));
         }
     }
 
