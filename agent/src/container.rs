@@ -6,6 +6,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,8 +17,8 @@ use rollcall_shared::{
     signal::Signal,
 };
 
-/// A container's full ID: 64 hexadecimal digits.
-pub type FullId = String;
+/// A container's full ID: 64 hexadecimal digits. Shared: it is the key of everything that is known of it.
+pub type FullId = Arc<str>;
 
 /// A port inside a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -179,7 +180,7 @@ pub(crate) mod testing {
         let addresses = Addresses { v4: Some(Ipv4Addr::new(172, 17, 0, 2)), v6: None };
         Container {
             short_id: id.parse().expect("an ID"),
-            id,
+            id: id.into(),
             name: name.parse().expect("a name"),
             image: "example/app:1".to_owned(),
             labels: BTreeMap::new(),

@@ -203,11 +203,11 @@ mod tests {
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     fn event(action: Action) -> Event {
-        Event { id: ID.to_owned(), action }
+        Event { id: ID.into(), action }
     }
 
     fn web() -> Container {
-        Container { id: ID.to_owned(), ..container("web") }
+        Container { id: ID.into(), ..container("web") }
     }
 
     fn summary() -> Summary {

@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use itertools::{
+    EitherOrBoth::{Both, Left, Right},
+    Itertools,
+};
 use rollcall_shared::{
     instance::{Instance, InstanceId, Status},
     key::{Key, Keys},
@@ -153,28 +157,35 @@ impl Desired {
         policy: &Policy,
         keys: &Keys,
     ) -> &Values {
-        if !Arc::ptr_eq(&self.running, running) {
-            for (id, known) in &*self.running {
-                if !running.get(id).is_some_and(|running| running.is_same(known)) {
-                    for key in self.keys.remove(id).unwrap_or_default() {
-                        self.values.remove(&key);
+        let before = std::mem::replace(&mut self.running, running.clone());
+        if !Arc::ptr_eq(&before, running) {
+            for pair in before.iter().merge_join_by(&**running, |(a, _), (b, _)| a.cmp(b)) {
+                match pair {
+                    Left((id, _)) => self.forget(id),
+                    Right((id, now)) => self.describe(id, now, policy, keys),
+                    Both((id, before), (_, now)) if !now.is_same(before) => {
+                        self.forget(id);
+                        self.describe(id, now, policy, keys);
                     }
+                    Both(..) => {}
                 }
             }
-            for (id, running) in &**running {
-                self.keys.entry(id.clone()).or_insert_with(|| {
-                    let instances = describe(running, policy).instances(running, &policy.node);
-                    let put = |(id, instance)| {
-                        let key = keys.format(&Key::Instance(id));
-                        self.values.insert(key.clone(), wire::encode(&instance));
-                        key
-                    };
-                    instances.into_iter().map(put).collect()
-                });
-            }
-            self.running = running.clone();
         }
         &self.values
+    }
+
+    fn forget(&mut self, id: &FullId) {
+        for key in self.keys.remove(id).unwrap_or_default() {
+            self.values.remove(&key);
+        }
+    }
+
+    fn describe(&mut self, id: &FullId, running: &Running, policy: &Policy, keys: &Keys) {
+        for (instance_id, instance) in describe(running, policy).instances(running, &policy.node) {
+            let key = keys.format(&Key::Instance(instance_id));
+            self.keys.entry(id.clone()).or_default().push(key.clone());
+            self.values.insert(key, wire::encode(&instance));
+        }
     }
 }
 
@@ -241,7 +252,7 @@ pub(crate) mod tests {
         let keys: Keys = "/rollcall".parse().expect("a prefix");
         let other = |name: &str| changed(|container| container.name = name.parse().expect("a name"));
         let running = |all: &[(&str, &Running)]| {
-            Arc::new(all.iter().map(|(id, running)| ((*id).to_owned(), (*running).clone())).collect())
+            Arc::new(all.iter().map(|(id, running)| (FullId::from(*id), (*running).clone())).collect())
         };
         let at = |id: char| {
             changed(|container| {

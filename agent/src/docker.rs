@@ -326,7 +326,7 @@ fn event(message: EventMessage) -> Option<Event> {
         (EventMessageTypeEnum::CONTAINER, _) => (actor.id?, Action::Change),
         _ => return None,
     };
-    Some(Event { id, action })
+    Some(Event { id: id.into(), action })
 }
 
 fn summary(listed: ContainerSummary) -> Option<Summary> {
@@ -347,7 +347,7 @@ fn summary(listed: ContainerSummary) -> Option<Summary> {
     let own = |name: &String| name.rfind('/') == Some(0);
     let name = listed.names?.into_iter().find(own)?;
     Some(Summary {
-        id: listed.id?,
+        id: listed.id?.into(),
         name: name.trim_start_matches('/').to_owned(),
         paused: listed.state == Some(ContainerSummaryStateEnum::PAUSED),
         check,
@@ -361,7 +361,7 @@ fn container(inspected: ContainerInspectResponse) -> Result<Option<Container>, S
     if state.running != Some(true) || state.restarting == Some(true) {
         return Ok(None);
     }
-    let id: FullId = inspected.id.ok_or("it has no ID")?;
+    let id: FullId = inspected.id.ok_or("it has no ID")?.into();
     let short_id = id.parse().map_err(|error| format!("{error}"))?;
     let name = inspected.name.unwrap_or_default();
     let name = name.trim_start_matches('/').parse().map_err(|error| format!("{error}"))?;

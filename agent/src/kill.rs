@@ -43,7 +43,7 @@ impl Killer {
     /// Docker's, where the process could not be signalled straight.
     pub async fn kill(&mut self, to: &Recipient, signal: Signal) -> Result<(), DockerError> {
         if self.directly(to, signal) {
-            tracing::debug!(container = to.id, %signal, "signalled the process");
+            tracing::debug!(container = &*to.id, %signal, "signalled the process");
             return Ok(());
         }
         self.docker.kill(&to.id, signal).await

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use itertools::{
+    EitherOrBoth::{Both, Left, Right},
+    Itertools,
+};
 use rollcall_shared::store::{Entry, LeaseId, Op};
 
 /// Values by key.
@@ -10,13 +14,20 @@ pub type Values = BTreeMap<String, Vec<u8>>;
 /// The writes that make `registered` be all that is `desired`, under `lease`. New and changed keys come
 /// before those that go, so that a service that moves is never without an instance in between.
 pub fn plan(desired: &[&Values], registered: &BTreeMap<String, Entry>, lease: LeaseId) -> Vec<Op> {
-    let stands = |key: &String, value: &Vec<u8>| {
-        registered.get(key).is_some_and(|entry| entry.value == *value && entry.lease == Some(lease))
-    };
-    let puts = desired.iter().copied().flatten().filter(|(key, value)| !stands(key, value));
-    let puts = puts.map(|(key, value)| Op::Put { key: key.clone(), value: value.clone() });
-    let deletes = registered.keys().filter(|key| !desired.iter().any(|desired| desired.contains_key(*key)));
-    puts.chain(deletes.map(|key| Op::Delete { key: key.clone() })).collect()
+    let stands = |value: &Vec<u8>, entry: &Entry| entry.value == *value && entry.lease == Some(lease);
+    let desired = desired.iter().map(|values| values.iter()).kmerge_by(|(a, _), (b, _)| a < b);
+    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    for pair in desired.merge_join_by(registered, |(a, _), (b, _)| a.cmp(b)) {
+        match pair {
+            Both((_, value), (_, entry)) if stands(value, entry) => {}
+            Left((key, value)) | Both((key, value), _) => {
+                puts.push(Op::Put { key: key.clone(), value: value.clone() });
+            }
+            Right((key, _)) => deletes.push(Op::Delete { key: key.clone() }),
+        }
+    }
+    puts.append(&mut deletes);
+    puts
 }
 
 #[cfg(test)]

@@ -19,36 +19,43 @@ impl Registered {
         &self.entries
     }
 
-    /// Takes what was read of the store, where it is not older than what is known.
-    pub fn read(&mut self, entries: impl IntoIterator<Item = Entry>) {
+    /// Takes what was read of the store, where it is not older than what is known. Tells whether any of it
+    /// was news.
+    pub fn read(&mut self, entries: impl IntoIterator<Item = Entry>) -> bool {
+        let mut is_news = false;
         for entry in entries {
             let known = self.entries.get(&entry.key).map(|known| known.revision);
             if known.is_none_or(|known| known < entry.revision) {
                 self.entries.insert(entry.key.clone(), entry);
+                is_news = true;
             }
         }
+        is_news
     }
 
-    /// Takes what a reflector of `prefix` has seen. Echoes of our own writes change nothing.
-    pub fn on_update(&mut self, prefix: &str, update: Update) {
+    /// Takes what a reflector of `prefix` has seen. Tells whether it was news: echoes of our own writes are
+    /// none.
+    pub fn on_update(&mut self, prefix: &str, update: Update) -> bool {
         match update {
             Update::Snapshot(listing) => {
                 // What was written after the snapshot is not in it.
                 self.entries
                     .retain(|key, entry| !key.starts_with(prefix) || entry.revision > listing.revision);
                 self.read(listing.entries);
+                true
             }
             Update::Changes(batch) => {
+                let mut is_news = false;
                 for change in batch.changes {
-                    match change {
+                    is_news |= match change {
                         Change::Put(entry) => self.read([entry]),
                         Change::Delete { key, revision } => {
-                            if self.entries.get(&key).is_some_and(|known| known.revision < revision) {
-                                self.entries.remove(&key);
-                            }
+                            let known = self.entries.get(&key).is_some_and(|known| known.revision < revision);
+                            known && self.entries.remove(&key).is_some()
                         }
                     }
                 }
+                is_news
             }
         }
     }
@@ -100,19 +107,20 @@ mod tests {
     #[test]
     fn a_foreign_change_and_deletion_are_noticed() {
         let mut registered = written(5);
-        registered.on_update("/i/", changes(foreign(6)));
+        assert!(registered.on_update("/i/", changes(foreign(6))));
         assert_eq!(value(&registered), Some(b"theirs".as_slice()));
-        registered
-            .on_update("/i/", changes(Change::Delete { key: "/i/a".to_owned(), revision: Revision(7) }));
+        let delete = changes(Change::Delete { key: "/i/a".to_owned(), revision: Revision(7) });
+        assert!(registered.on_update("/i/", delete));
         assert_eq!(value(&registered), None);
     }
 
     #[test]
     fn what_is_older_than_our_own_write_is_not_taken() {
         let mut registered = written(5);
-        registered.on_update("/i/", changes(foreign(4)));
-        registered
-            .on_update("/i/", changes(Change::Delete { key: "/i/a".to_owned(), revision: Revision(3) }));
+        assert!(!registered.on_update("/i/", changes(foreign(4))));
+        assert!(!registered.on_update("/i/", changes(foreign(5))), "an echo of our own");
+        let delete = changes(Change::Delete { key: "/i/a".to_owned(), revision: Revision(3) });
+        assert!(!registered.on_update("/i/", delete));
         registered.on_update("/i/", Update::Snapshot(Listing { entries: vec![], revision: Revision(4) }));
         assert_eq!(value(&registered), Some(b"ours".as_slice()));
     }

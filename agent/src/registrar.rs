@@ -180,7 +180,9 @@ impl Registrar {
                     biased;
                     () = stop.cancelled() => return End::Stopped,
                     Some(update) = inputs.own.recv() => {
-                        state.registered.on_update(inputs.prefix, update);
+                        if !state.registered.on_update(inputs.prefix, update) {
+                            continue;
+                        }
                         Ok(())
                     }
                     Some(update) = inputs.claims.recv() => {

@@ -160,7 +160,7 @@ impl Watcher {
                             self.containers.on_inspected(&question, container.map(|container| *container));
                         }
                         Answer::Inspected(question, Err(error)) => {
-                            tracing::warn!(container = question.id, %error, "could not inspect a container");
+                            tracing::warn!(container = &*question.id, %error, "could not inspect a container");
                             self.containers.on_unanswered(&question);
                             relist.reset_after(SOON);
                         }
@@ -194,7 +194,7 @@ impl Watcher {
     }
 
     fn on_event(&mut self, event: &Event) {
-        tracing::debug!(container = event.id, action = ?event.action, "event");
+        tracing::debug!(container = &*event.id, action = ?event.action, "event");
         metrics::counter!("rollcall_agent_docker_events_total").increment(1);
         let question = self.containers.on_event(event, Instant::now());
         // A start is asked about before the doubts of a list.

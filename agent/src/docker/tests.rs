@@ -58,13 +58,13 @@ fn events_are_read_and_the_others_are_not() {
     let read = |json: serde_json::Value| event(serde_json::from_value(json).expect("a message"));
     let actor = serde_json::json!({ "ID": "c1", "Attributes": { "signal": "15" } });
     let kill = read(serde_json::json!({ "Type": "container", "Action": "kill", "Actor": actor }));
-    assert_eq!(kill, Some(Event { id: "c1".to_owned(), action: Action::Kill(Signal::TERM) }));
+    assert_eq!(kill, Some(Event { id: "c1".into(), action: Action::Kill(Signal::TERM) }));
     let health =
         serde_json::json!({ "Type": "container", "Action": "health_status: healthy", "Actor": actor });
-    assert_eq!(read(health), Some(Event { id: "c1".to_owned(), action: Action::Change }));
+    assert_eq!(read(health), Some(Event { id: "c1".into(), action: Action::Change }));
     let actor = serde_json::json!({ "ID": "n1", "Attributes": { "container": "c2" } });
     let connect = read(serde_json::json!({ "Type": "network", "Action": "connect", "Actor": actor }));
-    assert_eq!(connect, Some(Event { id: "c2".to_owned(), action: Action::Connect }));
+    assert_eq!(connect, Some(Event { id: "c2".into(), action: Action::Connect }));
     assert_eq!(read(serde_json::json!({ "Type": "image", "Action": "pull", "Actor": actor })), None);
 }
 
