@@ -333,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_was_replaced_is_given_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let installer = installer(dir.path());
+        let install = |bytes: &[u8]| {
+            let staged = installer.stage(bytes).expect("it can be staged").expect("it is new");
+            installer.install(staged).expect("it can be installed")
+        };
+        assert!(install(b"one").is_none());
+        let one = fs::metadata(&installer.dest).expect("a file").ino();
+        let replaced = install(b"two").expect("a handle");
+        assert_eq!(rustix::fs::fstat(replaced).expect("a file").st_ino, one);
+    }
+
+    #[test]
     fn the_same_bytes_are_not_written_again() {
         let dir = tempfile::tempdir().expect("a folder");
         let installer = installer(dir.path());

@@ -1,11 +1,15 @@
-use std::net::Ipv4Addr;
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use axum::{
     Router,
     http::{StatusCode, Uri},
+    serve::ListenerExt,
 };
 use clap::Parser;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 
 use super::*;
 
@@ -66,6 +70,27 @@ fn events_are_read_and_the_others_are_not() {
     let connect = read(serde_json::json!({ "Type": "network", "Action": "connect", "Actor": actor }));
     assert_eq!(connect, Some(Event { id: "c2".into(), action: Action::Connect }));
     assert_eq!(read(serde_json::json!({ "Type": "image", "Action": "pull", "Actor": actor })), None);
+}
+
+#[tokio::test]
+async fn a_connection_to_a_socket_serves_one_request_after_the_other() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("docker.sock");
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let listener = UnixListener::bind(&path).expect("a socket").tap_io(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let answer = serde_json::json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12", "ID": "e" }).to_string();
+    let answer = Router::new().fallback(async move || answer.clone());
+    tokio::spawn(async move { axum::serve(listener, answer).await });
+    let host = format!("unix://{}", path.display());
+    let docker = Docker::connect(&Cli::parse_from(["agent", "--docker-host", &host]).docker).await;
+    let docker = docker.expect("an engine");
+    for _ in 0..3 {
+        assert_eq!(docker.engine_id().await.expect("an ID"), "e");
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
 }
 
 /// An engine on the wire. It takes the API versions from the first to the second, and refuses others in
