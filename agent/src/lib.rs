@@ -180,11 +180,8 @@ pub async fn run(
         "watcher"
     });
     background.spawn(async move {
-        reflector.run().await;
-        "reflector"
-    });
-    background.spawn(async move {
-        deliverer.run(requests, seen).await;
+        // In one task, so that a request is handed on without another one being woken.
+        tokio::join!(biased; reflector.run(), deliverer.run(requests, seen));
         "deliverer"
     });
     tokio::select! {

@@ -188,7 +188,7 @@ impl Crew {
         let roll = Roll::new(self.keys.clone());
         self.attending.spawn(async move {
             // In one task, so that a change is handed on without another one being woken.
-            tokio::join!(reflector.run(), hand_on(updates, roll, senders));
+            tokio::join!(biased; reflector.run(), hand_on(updates, roll, senders));
             Ok("reflector")
         });
         let first = async {
@@ -234,7 +234,7 @@ impl Crew {
             let (reflector, updates) =
                 Reflector::new(self.store.clone(), self.keys.acks(), self.health.clone(), "acks");
             self.attending.spawn(async move {
-                tokio::join!(reflector.run(), acks.follow(updates));
+                tokio::join!(biased; reflector.run(), acks.follow(updates));
                 Ok("reflector of acks")
             });
         }
