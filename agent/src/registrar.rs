@@ -231,6 +231,7 @@ impl Registrar {
         let ops =
             plan(&[instances, &self.acks.borrow_and_update()], state.registered.entries(), session.lease());
         let now = Instant::now();
+        state.urgent.clear();
         if ops.is_empty() {
             state.gather.on_nothing();
             self.health.well(HEALTH_PART);
@@ -262,7 +263,8 @@ impl Registrar {
     /// Writes what is urgent, or else everything that is pending.
     async fn write(&self, session: &Session, state: &mut Writing) -> Result<(), StoreError> {
         let everything = state.urgent.is_empty();
-        let ops = std::mem::take(if everything { &mut state.pending } else { &mut state.urgent });
+        // What fails stays pending.
+        let ops = if everything { state.pending.clone() } else { state.urgent.clone() };
         let started = Instant::now();
         for ops in ops.chunks(OPS_AT_ONCE) {
             let revision = session.commit(&*self.store, ops).await?;
@@ -271,6 +273,7 @@ impl Registrar {
         }
         let took = started.elapsed();
         if everything {
+            state.pending.clear();
             state.gather.on_written(Instant::now());
         }
         // What an embedded consumer does about it goes before what is said of it.

@@ -75,7 +75,7 @@ pub struct Press {
     is_checked: bool,
     /// The selection's step that the file shows.
     shown: u64,
-    /// The file that was replaced last, until whoever reads the new one was told.
+    /// The file that was replaced last, until whoever reads the new one was told or that is replaced as well.
     replaced: Option<OwnedFd>,
 }
 
