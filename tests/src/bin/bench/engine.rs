@@ -1,4 +1,5 @@
 //! Docker's API by hand, without anything that costs time: what the floors are measured with.
+//! On a connection of its own for each call; see [`Kept`] where the time counts.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
@@ -80,13 +81,50 @@ pub fn events() -> Result<Receiver<Event>> {
     Ok(receiver)
 }
 
-/// What has happened to a container since a time, from the engine's memory: nobody was listening meanwhile.
-pub fn past_event(since: Duration, id: &str, action: &str) -> Result<Event> {
+/// A connection that serves one call after the other: Docker answers sooner than on a new one.
+pub struct Kept(BufReader<UnixStream>);
+
+impl Kept {
+    /// Connects.
+    pub fn new() -> Result<Self> {
+        Ok(Self(BufReader::new(UnixStream::connect(SOCKET)?)))
+    }
+
+    /// An inspection of a container.
+    pub fn inspect(&mut self, id: &str) -> Result<Value> {
+        write!(self.0.get_mut(), "GET /containers/{id}/json HTTP/1.1\r\nHost: docker\r\n\r\n")?;
+        let (mut line, mut chunked, mut length) = (String::new(), false, 0);
+        while line != "\r\n" {
+            line.clear();
+            self.0.read_line(&mut line)?;
+            chunked |= line.eq_ignore_ascii_case("transfer-encoding: chunked\r\n");
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        while chunked {
+            line.clear();
+            self.0.read_line(&mut line)?;
+            let size = usize::from_str_radix(line.trim_end(), 16)?;
+            let start = body.len();
+            body.resize(start + size + 2, 0);
+            self.0.read_exact(&mut body[start..])?;
+            body.truncate(start + size);
+            chunked = size > 0;
+        }
+        Ok(serde_json::from_slice(&body)?)
+    }
+}
+
+/// What has happened to a container since a time, if it has, from the engine's memory: nobody was listening
+/// meanwhile.
+pub fn past_event(since: Duration, id: &str, action: &str) -> Result<Option<Event>> {
     let time = |at: Duration| format!("{}.{:09}", at.as_secs(), at.subsec_nanos());
     let path = format!("/events?since={}&until={}&filters={}", time(since), time(now()), filters());
     let events = call("GET", &path, None)?;
-    let found = events.lines().filter_map(event).find(|event| event.id == id && event.action == action);
-    found.with_context(|| format!("{action} of {id} since then"))
+    Ok(events.lines().filter_map(event).find(|event| event.id == id && event.action == action))
 }
 
 /// Awaits what happens to a container.

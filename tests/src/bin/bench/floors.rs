@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -58,7 +59,8 @@ pub fn measure(runs: usize) -> Result<Floors> {
         let began = engine::now();
         quiet[1].add(hand.write()? - began);
         let began = engine::now();
-        quiet[2].add(hand.signal()? - began);
+        hand.kill()?;
+        quiet[2].add(hand.heard()? - began);
     }
     let (by_etcd, embedded) = (chain(runs, Some(&peers), &hand)?, chain(runs, None, &hand)?);
     heading("floors, when nothing else happens");
@@ -103,6 +105,7 @@ struct Chain {
 fn chain(runs: usize, peers: Option<&Peers>, hand: &Arc<Hand>) -> Result<Chain> {
     let mut chain = Chain::default();
     let events = engine::events()?;
+    let mut docker = engine::Kept::new()?;
     let made = Made::new("bench-floor", &[], serde_json::json!({}), &[])?;
     for _ in 0..runs {
         std::thread::sleep(latency::APART);
@@ -114,22 +117,29 @@ fn chain(runs: usize, peers: Option<&Peers>, hand: &Arc<Hand>) -> Result<Chain> 
                 Ok(file_at)
             })?;
             let by = hand.clone();
-            peers.agent.arm(move |_| by.signal())?;
+            peers.agent.arm(move |_| by.kill().map(|()| engine::now()))?;
         }
         let (start_event, inspected, file_at, heard_at) =
             scoped_event(&made, Made::start, &events, "start", |event| {
                 let asked = Instant::now();
-                made.inspect()?;
+                docker.inspect(&made.id)?;
                 let inspected = asked.elapsed();
-                let (file_at, heard_at) = match peers {
+                let file_at = match peers {
                     Some(peers) => {
                         peers.etcd.put(FILE)?;
-                        (peers.consumer.done()?, peers.agent.done()?)
+                        let file_at = peers.consumer.done()?;
+                        peers.agent.done()?;
+                        file_at
                     }
-                    None => (hand.write()?, hand.signal()?),
+                    None => {
+                        let file_at = hand.write()?;
+                        hand.kill()?;
+                        file_at
+                    }
                 };
-                Ok((event.clone(), inspected, file_at, heard_at))
+                Ok((event.clone(), inspected, file_at, hand.heard()?))
             })?;
+        hand.free();
         chain.inspect.add(inspected);
         chain.start_event.add(start_event.read_at.saturating_sub(start_event.at));
         chain.start.add(file_at.saturating_sub(start_event.at));
@@ -149,6 +159,7 @@ fn chain(runs: usize, peers: Option<&Peers>, hand: &Arc<Hand>) -> Result<Chain> 
             };
             Ok((event.clone(), file_at))
         })?;
+        hand.free();
         chain.die_event.add(die_event.read_at.saturating_sub(die_event.at));
         chain.die.add(file_at.saturating_sub(die_event.at));
     }
@@ -177,7 +188,7 @@ const FILE: &str = "/floor/file";
 /// A key whose change has a signal sent.
 const SIGNAL: &str = "/floor/signal";
 
-/// An etcd and who meet there: as many clients as Rollcall has processes.
+/// An etcd and who meet there: a client for each step.
 struct Peers {
     /// What the agent has to say.
     etcd: Client,
@@ -264,6 +275,10 @@ impl Peer {
 struct Hand {
     pid: rustix::process::Pid,
     dir: TempDir,
+    /// The file that was replaced last: freeing it takes longer than the rename.
+    replaced: Mutex<Option<File>>,
+    /// How many signals were sent.
+    sent: AtomicUsize,
     _made: Made,
 }
 
@@ -276,7 +291,7 @@ impl Hand {
         made.start()?;
         let pid = made.inspect()?["State"]["Pid"].as_i64().context("a PID")?;
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a PID")?;
-        let hand = Self { pid, dir, _made: made };
+        let hand = Self { pid, dir, replaced: Mutex::default(), sent: AtomicUsize::new(0), _made: made };
         until("it takes signals", SOON, || Ok(hand.dir.path().join("hups").exists()))?;
         Ok(hand)
     }
@@ -287,20 +302,32 @@ impl Hand {
         let mut file = File::create(&staged)?;
         file.write_all(&[b'x'; 2048])?;
         file.sync_all()?;
+        let replaced = File::open(&dest).ok();
         fs::rename(&staged, &dest)?;
-        Ok(engine::now())
+        let at = engine::now();
+        *self.replaced.lock().expect("nobody panics with it") = replaced;
+        Ok(at)
     }
 
-    /// Sends the signal; gives when the process had it.
-    fn signal(&self) -> Result<Duration> {
-        let heard = self.heard()?.len();
+    /// Sends the signal.
+    fn kill(&self) -> Result<()> {
         rustix::process::kill_process(self.pid, rustix::process::Signal::HUP)?;
-        let line = until("the signal", SOON, || Ok(self.heard()?.get(heard).cloned()))?;
-        Ok(Duration::from_nanos(line.parse()?))
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
-    fn heard(&self) -> Result<Vec<String>> {
-        let text = fs::read_to_string(self.dir.path().join("hups"))?;
-        Ok(text.lines().map(str::to_owned).collect())
+    /// Frees the file that was replaced, once that is in nobody's way.
+    fn free(&self) {
+        self.replaced.lock().expect("nobody panics with it").take();
+    }
+
+    /// When the process had the signal that was sent last.
+    fn heard(&self) -> Result<Duration> {
+        let last = self.sent.load(Ordering::Relaxed) - 1;
+        let line = until("the signal", SOON, || {
+            let text = fs::read_to_string(self.dir.path().join("hups"))?;
+            Ok(text.lines().nth(last).map(str::to_owned))
+        })?;
+        Ok(Duration::from_nanos(line.parse()?))
     }
 }

@@ -52,7 +52,7 @@ fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
         let since = engine::now();
         made.start()?;
         std::thread::sleep(OVER);
-        let event = engine::past_event(since, &made.id, "start")?;
+        let event = until("the event", SOON, || engine::past_event(since, &made.id, "start"))?;
         let version = watched::await_version(&versions, listed)?;
         start_to_file.add(version.at.saturating_sub(event.at));
         let hup = until("the signal", SOON, || Ok(stage.hups()?.get(heard).copied()))?;
@@ -62,7 +62,7 @@ fn measure(mode: Mode, runs: usize, floors: &Floors) -> Result<()> {
         let since = engine::now();
         made.kill()?;
         std::thread::sleep(OVER);
-        let event = engine::past_event(since, &made.id, "die")?;
+        let event = until("the event", SOON, || engine::past_event(since, &made.id, "die"))?;
         let version = watched::await_version(&versions, |text| !listed(text))?;
         die_to_file.add(version.at.saturating_sub(event.at));
     }
