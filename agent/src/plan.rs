@@ -62,7 +62,9 @@ mod tests {
             let lease = if other { LeaseId(3) } else { LEASE };
             let mut registered: BTreeMap<String, Entry> =
                 before.iter().map(|(key, value)| (key.clone(), entry(key, value, lease))).collect();
-            let ops = plan(&[&desired], &registered, LEASE);
+            let mut former = desired.clone();
+            let latter = former.split_off("/k/d");
+            let ops = plan(&[&latter, &former], &registered, LEASE);
             apply(&mut registered, ops);
             let reached: Values = registered.iter().map(|(key, entry)| (key.clone(), entry.value.clone())).collect();
             prop_assert_eq!(&reached, &desired);

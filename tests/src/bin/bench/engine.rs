@@ -96,7 +96,7 @@ impl Kept {
         let (mut line, mut chunked, mut length) = (String::new(), false, 0);
         while line != "\r\n" {
             line.clear();
-            self.0.read_line(&mut line)?;
+            ensure!(self.0.read_line(&mut line)? > 0, "Docker closed the connection");
             chunked |= line.eq_ignore_ascii_case("transfer-encoding: chunked\r\n");
             if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
                 length = value.trim().parse()?;
