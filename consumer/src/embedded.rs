@@ -1,38 +1,47 @@
 //! The embedded mode: without etcd, the agent runs within this process on the memory store.
 //!
-//! One process beside one Docker socket then does what docker-gen does. This file alone knows the agent.
+//! One process beside one Docker socket then does what docker-gen does. This file and the settings alone know the agent.
 
 use std::{sync::Arc, time::Duration};
 
-use rollcall_agent::{Life, container::Port, registrar, settings::AddressMode};
+use rollcall_agent::{
+    AddressMode, Agent, Port,
+    registration::{self, address::Readers},
+    signals::Allowed,
+};
 use rollcall_shared::{
-    health::Health,
-    instance::Protocol,
-    key::Keys,
-    signal::{Selector, Signal},
+    keys::Keys,
+    model::{instance::Protocol, signal::Delivery},
+    process::readiness::{Condition, Readiness},
+    session::{LeaseSettings, OnExit},
     store::Store,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Notify, TargetSettings},
-    settings::{CITUS_PORT, Plan},
+    config::{CITUS_PORT, Plan, TargetConfig},
+    sink::file::notify::Notify,
 };
 
 /// The agent within this process.
 #[derive(Debug)]
 pub struct Embedded {
     settings: rollcall_agent::Settings,
-    life: Life,
-    allowed: Vec<(Selector, Signal)>,
+    lease: LeaseSettings,
+    wait: Duration,
 }
 
 impl Embedded {
-    /// An agent that serves the plan: it lets out the labels that the targets select by, and delivers the
-    /// signals that they ask for. Nobody else can read its store.
-    pub fn new(mut settings: rollcall_agent::Settings, life: Life, plan: &Plan) -> Self {
+    /// An agent for the plan: it lets out the labels that the targets select by, and allows the signals that they send.
+    /// Nobody else can read its store.
+    pub fn new(
+        mut settings: rollcall_agent::Settings,
+        lease: LeaseSettings,
+        wait: Duration,
+        plan: &Plan,
+    ) -> Self {
         let labels = plan.targets.iter().flat_map(|target| &target.select.labels);
-        settings.choice.export_labels.extend(labels.map(|label| label.name.clone()));
+        settings.filter.export_labels.extend(labels.map(|label| label.name.clone()));
         if plan.citus {
             // As workerlist-gen wrote them: by name, with the port that every worker listens at.
             settings.node.address.get_or_insert(AddressMode::Name);
@@ -40,8 +49,9 @@ impl Embedded {
                 settings.node.ports.push(Port { number: CITUS_PORT, protocol: Protocol::Tcp });
             }
         }
-        let allowed = plan.targets.iter().filter_map(signal).collect();
-        Self { settings, life, allowed }
+        let deliveries = plan.targets.iter().filter_map(delivery).cloned();
+        settings.signals.allow.extend(deliveries.map(Allowed::from));
+        Self { settings, lease, wait }
     }
 
     /// Runs until it is stopped.
@@ -52,25 +62,32 @@ impl Embedded {
         self,
         store: Arc<dyn Store>,
         keys: Keys,
-        health: Health,
+        readiness: Readiness,
         stop: CancellationToken,
     ) -> Result<(), rollcall_agent::Error> {
-        let Self { settings, life, allowed } = self;
-        rollcall_agent::embedded(settings, life, store, keys, allowed, health, stop).await
+        let Self { settings, lease, wait } = self;
+        // The memory store ends with this process, and its one reader is on this host.
+        let on_exit = OnExit::Revoke;
+        let agent =
+            Agent { settings, lease, wait, on_exit, store, keys, readers: Readers::ThisHost, readiness };
+        agent.run(stop).await
     }
 }
 
-fn signal(target: &TargetSettings) -> Option<(Selector, Signal)> {
-    match &target.notify {
-        Some(Notify::Signal { to, signal }) => Some((to.clone(), *signal)),
-        _ => None,
+/// The containers that a target signals, if it does.
+pub fn delivery(target: &TargetConfig) -> Option<&Delivery> {
+    match &target.file.notify {
+        Some(Notify::Signal(delivery)) => Some(delivery),
+        Some(Notify::PidFile { .. } | Notify::Command { .. }) | None => None,
     }
 }
 
 /// Waits until the agent has registered what runs: before that the empty store says nothing.
-pub async fn registered(health: &Health) {
-    const LOOK: Duration = Duration::from_millis(2);
-    while health.report().1["conditions"][registrar::HEALTH_PART] != "ok" {
-        tokio::time::sleep(LOOK).await;
-    }
+pub async fn registered(readiness: &Readiness) {
+    let mut conditions = readiness.subscribe();
+    let is_registered = conditions
+        .wait_for(|conditions| conditions.get(registration::PART) == Some(&Condition::Ready))
+        .await
+        .is_ok();
+    debug_assert!(is_registered, "the readiness lives as long as its subscriber");
 }

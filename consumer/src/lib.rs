@@ -1,38 +1,28 @@
-//! The consumer: renders files from the roll of running containers, and has those who read them signalled.
+//! The consumer: keeps its targets as the roll of running containers calls for, and has whoever reads them notified.
 //!
 //! ```text
-//! store watch -> roll -> per target: select -> debounce -> guard -> render -> check -> install
-//!                                                                -> notify until acked
+//! store watch -> roll (with retention) -> selection (with loss guard) -> target (pacer) -> sink: render, check, install
+//!                                                                               -> notify until everybody has acked
 //! ```
 //!
 //! It never touches Docker; only its embedded mode runs the agent, which does.
 
 pub mod config;
-pub mod settings;
 
 pub mod roll;
-pub mod select;
 
-pub mod debounce;
 pub mod target;
 
-pub mod guard;
-pub mod press;
-pub mod render;
+pub mod sink;
 
-pub mod command;
-pub mod install;
-pub mod owner;
+pub mod claim;
+pub mod identity;
 
-pub mod generation;
-pub mod ledger;
-pub mod notify;
-
-pub mod condition;
-pub mod dry_run;
 pub mod embedded;
-#[cfg(test)]
-mod maker;
 pub mod run;
+pub mod supervisor;
+
+#[cfg(test)]
+mod testing;
 
 pub use run::run;

@@ -1,389 +1,338 @@
-//! Runs a consumer: wires the store, the roll, the targets and their couriers, and ends them together.
+//! Runs a consumer: wires the store, the roll, the targets and their notifiers.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
-use rollcall_agent::{Life, OnExit};
 use rollcall_shared::{
-    cli::Failure,
-    health::{self, Health},
-    key::Keys,
-    record::{self, ConsumerRecord, LeaseSettings},
-    reflector::{Reflector, Update},
-    shutdown,
+    codec::V1,
+    keys::Keys,
+    model::{
+        claim::Claim,
+        consumer::{ConsumerRecord, TargetRecord},
+        name::TargetName,
+    },
+    process::{cli::Failure, health, readiness::Readiness, setting::SettingError, shutdown, telemetry, time},
+    reflector::Reflector,
+    session::LeaseSettings,
     store::{Store, etcd::EtcdStore, memory::MemoryStore},
-    telemetry,
-    wire::V1,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, watch};
+use tracing::{Instrument, Span};
 
 use crate::{
-    condition::Condition,
-    config::{Notify, TargetSettings},
-    dry_run,
+    claim::ConsumerClaim,
+    config::{ConsumerSettings, Plan, Settings, TargetConfig},
     embedded::{self, Embedded},
-    guard::GuardSettings,
-    notify::{
-        Courier, Notifier,
-        acks::AckBook,
-        command::CommandNotifier,
-        process::ProcessNotifier,
-        requests::Requests,
-        signal::{SignalNotifier, Standing},
+    identity::Identity,
+    roll::{self, RollDecode, Selection, follower::Follower},
+    sink::file::{
+        FileSink, dry_run,
+        notify::{
+            Notifier, NotifierHandle, Notify,
+            command::CommandNotifier,
+            nodes::NodeReports,
+            notifier::Attempt,
+            pid_file::PidFileNotifier,
+            requests::RequestWriter,
+            signal::{AllRequests, SignalNotifier},
+        },
     },
-    press::Press,
-    roll::{self, Roll},
-    select::Selection,
-    settings::{ConsumerSettings, Plan, Settings, host_name},
-    target::{Line, Target},
+    supervisor::Supervisor,
+    target::{self, Target, pacer::Pacer},
 };
 
-/// The health report's line of the store.
-const STORE_PART: &str = "store";
-/// How long the tasks may take to end when they are asked to.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// The name under which the readiness report has the roll.
+const ROLL_PART: &str = "roll";
+/// The buffer of a target's notifications: one for each change, and the target reads them at once.
+const MAX_PENDING_NOTIFICATIONS: usize = 4;
 
 /// Runs until SIGTERM or SIGINT, or, with `--once` and `--dry-run`, until it is done.
 ///
 /// # Errors
-/// A sentence for the user; what it says of a setting comes before anything was touched.
+/// A setting that cannot work, before anything is touched; a store that cannot be read at the start; with `--once` a
+/// target that is not as the roll calls for.
 pub async fn run(settings: Settings) -> Result<(), Failure> {
-    let plan = settings.plan().map_err(Failure::Usage)?;
+    let plan = settings.plan()?;
     let Settings { consumer, target: _, citus: _, etcd, lease, logs: _, agent } = settings;
     let ConsumerSettings { name: _, config: _, state_dir, listen, once, dry_run, wait } = consumer;
-    let stop = shutdown::on_signal().map_err(|error| failed(format!("cannot take signals: {error}")))?;
+    let stop = shutdown::on_signal().map_err(Failure::failed)?;
     let keys = etcd.prefix.clone();
-    let life = Life { wait, lease, on_exit: OnExit::Revoke };
-    let embedded = plan.embedded.then(|| Embedded::new(agent, life, &plan));
+    let embedded = plan.embedded.then(|| Embedded::new(agent, lease, wait, &plan));
     let store: Arc<dyn Store> = match embedded {
         Some(_) => Arc::new(MemoryStore::new()),
-        None => Arc::new(EtcdStore::new(etcd).map_err(|error| Failure::Usage(error.to_string()))?),
+        None => Arc::new(EtcdStore::new(etcd).map_err(Failure::usage)?),
     };
-    let mut crew = Crew {
-        ending: JoinSet::new(),
-        attending: JoinSet::new(),
-        agent: JoinSet::new(),
-        health: Health::default(),
-        stop,
-        agent_stop: CancellationToken::new(),
+    let mut consumer = Consumer {
+        supervisor: Supervisor::new(stop),
+        readiness: Readiness::default(),
         store,
         keys,
+        lease,
+        wait,
     };
-    let presses = if dry_run { vec![] } else { crew.presses(&plan, &lease, state_dir).await? };
+    let opened = if dry_run { None } else { Some(Opened::open(&plan, state_dir).await?) };
     if !once && !dry_run {
-        crew.serve(listen).await?;
+        consumer.serve(listen).await?;
     }
     if let Some(embedded) = embedded {
-        crew.embed(embedded).await?;
+        consumer.embed(embedded).await?;
     }
-    let result = match crew.follow(&plan.targets, wait).await? {
+    let remembered = opened.as_ref().filter(|_| !plan.embedded).map(|opened| opened.state_dir.clone());
+    let result = match (consumer.follow(&plan.targets, remembered).await?, opened) {
         // Asked to stop before there was anything to do.
-        None => Ok(()),
-        Some(selections) if dry_run => show(&plan.targets, &selections),
-        Some(selections) => {
-            let targets = crew.man(&plan, &lease, selections, presses);
-            if once { crew.work_once(targets, wait).await } else { crew.work(targets).await }
+        (None, _) => Ok(()),
+        (Some(selections), None) => show(&plan.targets, &selections),
+        (Some(selections), Some(opened)) => {
+            let targets = consumer.targets(&plan, selections, opened);
+            if once { consumer.once(targets).await } else { consumer.work(targets).await }
         }
     };
-    crew.end().await;
+    consumer.supervisor.end().await;
     result
 }
 
-fn show(targets: &[TargetSettings], selections: &[watch::Receiver<Selection>]) -> Result<(), Failure> {
+fn show(targets: &[TargetConfig], selections: &[watch::Receiver<Selection>]) -> Result<(), Failure> {
     for (target, selection) in targets.iter().zip(selections) {
-        print!("{}", dry_run::diff(target, &selection.borrow()).map_err(failed)?);
+        print!("{}", dry_run::diff(target, &selection.borrow()).map_err(Failure::failed)?);
     }
     Ok(())
 }
 
-fn failed(reason: impl ToString) -> Failure {
-    Failure::Failed(reason.to_string())
+/// What is opened before anything starts: the last of what is checked.
+struct Opened {
+    state_dir: PathBuf,
+    identity: Identity,
+    sinks: Vec<FileSink>,
 }
 
-/// Tasks that run until they are stopped; one that ends before that ends them all.
-type Tasks = JoinSet<Result<&'static str, Failure>>;
+impl Opened {
+    async fn open(plan: &Plan, state_dir: PathBuf) -> Result<Self, Failure> {
+        let targets = plan.targets.clone();
+        let open = move || {
+            let identity = Identity::open(&state_dir)?;
+            let sinks = targets.iter().map(|target| FileSink::open(target, &state_dir));
+            Ok(Self { sinks: sinks.collect::<Result<_, _>>()?, identity, state_dir })
+        };
+        let opened = tokio::task::spawn_blocking(open).await.expect("opening does not panic");
+        opened.map_err(|error: SettingError| Failure::failed(error))
+    }
+}
 
-/// The tasks that run beside each other, and what they share.
-struct Crew {
-    /// What ends by itself when it is asked to stop.
-    ending: Tasks,
-    /// What is dropped at the end.
-    attending: Tasks,
-    /// The embedded agent, which ends last: its registrations go with it, and no target may see that.
-    agent: Tasks,
-    health: Health,
-    stop: CancellationToken,
-    agent_stop: CancellationToken,
+/// A consumer at work.
+struct Consumer {
+    supervisor: Supervisor,
+    readiness: Readiness,
     store: Arc<dyn Store>,
     keys: Keys,
+    lease: LeaseSettings,
+    /// How long the store is waited for at the start, and with `--once` each target's ack.
+    wait: Duration,
 }
 
-impl Crew {
-    /// A press for each target: the last of what is checked before anything starts.
-    async fn presses(
-        &self,
-        plan: &Plan,
-        lease: &LeaseSettings,
-        state_dir: std::path::PathBuf,
-    ) -> Result<Vec<Press>, Failure> {
-        // The memory store loses nothing, and starts empty.
-        let hold_suspect = if plan.embedded { Duration::ZERO } else { lease.ttl };
-        let targets = plan.targets.clone();
-        let make = move || {
-            let press = |target: &TargetSettings| {
-                let guard = GuardSettings { hold_suspect, ..target.guard };
-                Press::new(target, guard, &state_dir)
-            };
-            targets.iter().map(press).collect::<Result<Vec<_>, _>>()
-        };
-        let made = tokio::task::spawn_blocking(make).await.expect("making a press does not panic");
-        made.map_err(failed)
-    }
-
+impl Consumer {
     /// Serves health and metrics.
     async fn serve(&mut self, listen: health::Listen) -> Result<(), Failure> {
-        let metrics = telemetry::start_metrics().map_err(failed)?;
-        let Some(listener) = health::bind(listen).await.map_err(failed)? else { return Ok(()) };
-        let (health, stop) = (self.health.clone(), self.stop.clone());
-        self.ending.spawn(async move {
-            let served = health::serve(listener, health, metrics, stop).await;
-            served
-                .map(|()| "health server")
-                .map_err(|error| failed(format!("the health server failed: {error}")))
-        });
+        let metrics = telemetry::start_metrics().map_err(Failure::failed)?;
+        target::describe_metrics();
+        roll::describe_metrics();
+        let Some(listener) = health::bind(listen).await.map_err(Failure::failed)? else { return Ok(()) };
+        let serving = health::serve(listener, self.readiness.clone(), metrics, self.supervisor.stop.clone());
+        self.supervisor.spawn_ending("health server", async move { serving.await.map_err(Failure::failed) });
         Ok(())
     }
 
     /// Starts the embedded agent and waits until it has registered what runs.
     async fn embed(&mut self, embedded: Embedded) -> Result<(), Failure> {
-        let running =
-            embedded.run(self.store.clone(), self.keys.clone(), self.health.clone(), self.agent_stop.clone());
-        self.agent.spawn(async move { Ok(running.await.map(|()| "agent")?) });
-        let health = self.health.clone();
+        let (store, keys, readiness) = (self.store.clone(), self.keys.clone(), self.readiness.clone());
+        let running = embedded.run(store, keys, readiness.clone(), self.supervisor.agent_stop.clone());
+        self.supervisor.spawn_agent(async move { Ok(running.await?) });
         tokio::select! {
-            () = embedded::registered(&health) => Ok(()),
-            ended = self.watch_over() => ended,
+            // Neither branch has taken anything when it is dropped.
+            () = embedded::registered(&readiness) => Ok(()),
+            ended = self.supervisor.watch() => ended,
         }
     }
 
-    /// Follows the roll for the targets, and waits until they have their first rows. `None` when asked to
-    /// stop before.
+    /// Follows the roll for the targets, and waits until it was listed. `None` when asked to stop before.
     async fn follow(
         &mut self,
-        targets: &[TargetSettings],
-        wait: Duration,
+        targets: &[TargetConfig],
+        remembered: Option<PathBuf>,
     ) -> Result<Option<Vec<watch::Receiver<Selection>>>, Failure> {
-        let select =
-            |target: &TargetSettings| watch::Sender::new(Selection::new(Arc::new(target.select.clone())));
-        let senders: Vec<_> = targets.iter().map(select).collect();
-        let mut receivers: Vec<_> = senders.iter().map(watch::Sender::subscribe).collect();
-        let (keys, health) = (self.keys.clone(), self.health.clone());
-        let read = move |entry| roll::read(&keys, entry);
-        let (reflector, updates) =
-            Reflector::reading(self.store.clone(), self.keys.instances(), health, STORE_PART, read);
-        let roll = Roll::new(self.keys.clone());
-        self.attending.spawn(async move {
-            // In one task, so that a change is handed on without another one being woken.
-            tokio::join!(biased; reflector.run(), hand_on(updates, roll, senders));
-            Ok("reflector")
+        let part = self.readiness.part(ROLL_PART);
+        let decode = RollDecode(self.keys.clone());
+        let (reflector, updates) = Reflector::new(self.store.clone(), self.keys.roll(), decode, part);
+        let (follower, mut selections) = Follower::new(
+            targets,
+            self.keys.clone(),
+            self.lease.ttl,
+            remembered,
+            self.readiness.part("retention"),
+        );
+        let stop = self.supervisor.stop.clone();
+        self.supervisor.spawn_ending("follower of the roll", async move {
+            tokio::select! {
+                // In one task, so that a change is handed on without another one being woken.
+                biased;
+                () = reflector.run() => {}
+                () = follower.run(updates, stop) => {}
+            }
+            Ok(())
         });
-        let first = async {
-            for receiver in &mut receivers {
-                if receiver.changed().await.is_err() {
+        let listed = async {
+            for selection in &mut selections {
+                if selection.wait_for(Selection::is_listed).await.is_err() {
                     return;
                 }
             }
         };
-        let late = tokio::select! {
-            first = tokio::time::timeout(wait, first) => first.is_err(),
-            ended = self.watch_over() => return ended.map(|()| None),
+        let is_late = tokio::select! {
+            // Neither branch has taken anything when it is dropped.
+            listed = tokio::time::timeout(self.wait, listed) => listed.is_err(),
+            ended = self.supervisor.watch() => return ended.map(|()| None),
         };
-        if late {
-            let reason = self.reason(STORE_PART).unwrap_or_default();
-            let waited = humantime::format_duration(wait);
-            return Err(failed(format!("--etcd could not be read within --wait ({waited}): {reason}")));
+        if is_late {
+            let conditions = self.readiness.conditions();
+            let reason = conditions.reason(ROLL_PART).unwrap_or_default();
+            let waited = time::show(self.wait);
+            return Err(Failure::failed(format!(
+                "the roll could not be read within --wait ({waited}): {reason}"
+            )));
         }
-        receivers.iter_mut().for_each(watch::Receiver::mark_changed);
-        Ok(Some(receivers))
+        selections.iter_mut().for_each(watch::Receiver::mark_changed);
+        Ok(Some(selections))
     }
 
-    /// The targets, each with a courier where there is somebody to notify.
-    fn man(
+    /// The targets, each with a notifier where there is somebody to notify.
+    fn targets(
         &mut self,
         plan: &Plan,
-        lease: &LeaseSettings,
         selections: Vec<watch::Receiver<Selection>>,
-        presses: Vec<Press>,
+        Opened { identity, sinks, state_dir: _ }: Opened,
     ) -> Vec<Target> {
-        let standing = watch::Sender::new(Standing::new());
-        let mut acks = AckBook::new(self.keys.clone(), plan.consumer.clone());
+        let requests = watch::Sender::new(AllRequests::new());
+        let (store, keys, name) = (self.store.clone(), self.keys.clone(), plan.consumer.clone());
+        let mut reports = NodeReports::new(store, keys, name, self.readiness.clone());
         let mut targets = Vec::new();
-        let mut signals = false;
-        for ((settings, selection), press) in plan.targets.iter().zip(selections).zip(presses) {
-            let line = settings.notify.as_ref().map(|notify| {
-                signals |= matches!(notify, Notify::Signal { .. });
-                self.connect(settings, notify, &standing, &mut acks)
-            });
-            targets.push(Target::new(settings, selection, press, line, self.health.clone()));
+        for ((target, selection), sink) in plan.targets.iter().zip(selections).zip(sinks) {
+            let notifier = target.file.notify.as_ref();
+            let notifier = notifier.map(|notify| self.notifier(target, notify, &mut reports, &requests));
+            let (name, part) = (target.name.clone(), self.readiness.part(format!("target {}", target.name)));
+            targets.push(Target::new(
+                name,
+                selection,
+                Box::new(sink),
+                Pacer::new(target.pace),
+                notifier,
+                part,
+            ));
         }
-        if signals {
-            let (reflector, updates) =
-                Reflector::new(self.store.clone(), self.keys.acks(), self.health.clone(), "acks");
-            self.attending.spawn(async move {
-                tokio::join!(biased; reflector.run(), acks.follow(updates));
-                Ok("reflector of acks")
-            });
+        if plan.targets.iter().any(|target| embedded::delivery(target).is_some()) {
+            self.supervisor.spawn_background("reports of the nodes", reports.run());
         }
-        self.claim(plan, lease, standing.subscribe());
+        self.claim(plan, identity, requests.subscribe());
         targets
     }
 
-    /// Sets a courier to work.
-    fn connect(
+    /// Starts a target's notifier.
+    fn notifier(
         &mut self,
-        settings: &TargetSettings,
+        target: &TargetConfig,
         notify: &Notify,
-        standing: &watch::Sender<Standing>,
-        acks: &mut AckBook,
-    ) -> Line {
-        let target = settings.name.clone();
-        let notifier = match notify.clone() {
-            Notify::Signal { to, signal } => {
-                let (standing, acks) = (standing.clone(), acks.open(target.clone()));
-                Notifier::Signal(SignalNotifier { target: target.clone(), to, signal, standing, acks })
+        reports: &mut NodeReports,
+        requests: &watch::Sender<AllRequests>,
+    ) -> NotifierHandle {
+        let (orders, ordered) = watch::channel(None);
+        let (notifications, notified) = mpsc::channel(MAX_PENDING_NOTIFICATIONS);
+        let part = self.readiness.part(format!("notify {}", target.name));
+        let attempt = match notify.clone() {
+            Notify::Signal(rule) => {
+                let (reports, requests) = (reports.subscribe(target.name.clone()), requests.clone());
+                let target = target.name.clone();
+                let notifier =
+                    SignalNotifier { target, rule, reports, requests, orders: ordered, notifications, part };
+                self.spawn_notifier(target_span(&notifier.target), notifier.run());
+                return NotifierHandle { orders, notifications: notified };
             }
-            Notify::Process { pid_file, signal } => Notifier::Process(ProcessNotifier { pid_file, signal }),
+            Notify::PidFile { pid_file, signal } => Attempt::PidFile(PidFileNotifier { pid_file, signal }),
             Notify::Command { command, timeout } => {
-                Notifier::Command(CommandNotifier { command, dest: settings.dest.clone(), timeout })
+                Attempt::Command(CommandNotifier { command, dest: target.file.dest.clone(), timeout })
             }
         };
-        let (orders, ordered) = watch::channel(None);
-        // A courier has one order at a time.
-        let (done, acked) = mpsc::channel(1);
-        let part = format!("notify {target}");
-        self.health.well(&part);
-        let condition = Condition::new(self.health.clone(), part);
-        let courier =
-            Courier { target: target.to_string(), notifier, orders: ordered, acks: done, condition };
-        self.attending.spawn(async move {
-            courier.run().await;
-            Ok("courier")
-        });
-        Line { orders, acks: acked }
+        let notifier =
+            Notifier { target: target.name.to_string(), attempt, orders: ordered, notifications, part };
+        self.spawn_notifier(target_span(&target.name), notifier.run());
+        NotifierHandle { orders, notifications: notified }
+    }
+
+    fn spawn_notifier(&mut self, span: Span, notifier: impl Future<Output = ()> + Send + 'static) {
+        self.supervisor.spawn_background("notifier", notifier.instrument(span));
     }
 
     /// Claims the consumer's name, and keeps its requests in the store.
-    fn claim(&mut self, plan: &Plan, lease: &LeaseSettings, standing: watch::Receiver<Standing>) {
+    fn claim(&mut self, plan: &Plan, identity: Identity, requests: watch::Receiver<AllRequests>) {
+        let delivery = |target: &TargetConfig| TargetRecord { delivery: embedded::delivery(target).cloned() };
         let record = ConsumerRecord {
             v: V1,
-            host: host_name(),
-            holder: record::new_holder(),
-            targets: plan.targets.iter().map(|target| target.name.to_string()).collect(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: Timestamp::now(),
-            ttl_seconds: lease.ttl.as_secs(),
+            claim: Claim::new(identity.id().to_owned(), self.lease.ttl.as_secs()),
+            targets: plan.targets.iter().map(|target| (target.name.clone(), delivery(target))).collect(),
         };
-        self.health.ill("session", "not opened yet");
-        let condition = Condition::new(self.health.clone(), "session".to_owned());
-        let who = (plan.consumer.clone(), record);
-        let (store, keys) = (self.store.clone(), self.keys.clone());
-        let requests = Requests::new(store, keys, who, lease.refresh, standing, condition);
-        let stop = self.stop.clone();
-        self.ending.spawn(async move { requests.run(stop).await.map(|()| "session").map_err(failed) });
+        let (store, keys, consumer) = (self.store.clone(), self.keys.clone(), plan.consumer.clone());
+        let part = self.readiness.part("requests");
+        let requests = RequestWriter {
+            store: store.clone(),
+            keys: keys.clone(),
+            consumer: consumer.clone(),
+            requests,
+            part,
+        };
+        let span = tracing::info_span!("session", %consumer);
+        let (lease, readiness) = (self.lease, self.readiness.clone());
+        let claim = ConsumerClaim { store, keys, consumer, record, lease, readiness, requests };
+        let stop = self.supervisor.stop.clone();
+        self.supervisor.spawn_ending("session", async move {
+            // The state folder stays locked for as long as the name is claimed.
+            let _identity = identity;
+            claim.run(stop).instrument(span).await.map_err(Failure::failed)
+        });
     }
 
-    /// Has the targets at work until we are asked to stop.
+    /// Has the targets at work until the process is asked to stop.
     async fn work(&mut self, targets: Vec<Target>) -> Result<(), Failure> {
         for target in targets {
-            let stop = self.stop.clone();
-            self.ending.spawn(async move {
-                target.run(stop).await;
-                Ok("target")
+            let (stop, span) = (self.supervisor.stop.clone(), target_span(target.name()));
+            self.supervisor.spawn_ending("target", async move {
+                target.run(stop).instrument(span).await;
+                Ok(())
             });
         }
-        self.watch_over().await
+        self.supervisor.watch().await
     }
 
-    /// Has each target at work once; gives the last failure, after all of them.
-    async fn work_once(&mut self, mut targets: Vec<Target>, wait: Duration) -> Result<(), Failure> {
-        let mut result = Ok(());
+    /// Has each target at work once; gives every failure, after all of them.
+    async fn once(&mut self, mut targets: Vec<Target>) -> Result<(), Failure> {
+        let mut failures = Vec::new();
         for target in &mut targets {
-            let name = target.name().clone();
+            let (name, span) = (target.name().clone(), target_span(target.name()));
             let done = tokio::select! {
-                done = target.once(wait) => done,
-                ended = self.watch_over() => {
-                    return ended.and(Err(failed(format!("target {name}: asked to stop before it was done"))));
+                // A target that is dropped half way through is as after a crash.
+                done = target.once(self.wait).instrument(span) => done,
+                ended = self.supervisor.watch() => {
+                    let stopped = Failure::failed(format!("target {name}: asked to stop before it was done"));
+                    return ended.and(Err(stopped));
                 }
             };
             if let Err(error) = done {
-                let more = self.reason(&format!("notify {name}")).map(|line| format!(": {line}"));
-                result = Err(failed(format!("target {name}: {error}{}", more.unwrap_or_default())));
+                let conditions = self.readiness.conditions();
+                let more = conditions.reason(&format!("notify {name}")).map(|reason| format!(": {reason}"));
+                failures.push(format!("target {name}: {error}{}", more.unwrap_or_default()));
             }
         }
-        result
-    }
-
-    /// Waits until we are asked to stop, which is no failure, or one of the tasks ends, which is.
-    async fn watch_over(&mut self) -> Result<(), Failure> {
-        let ended = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => return Ok(()),
-            Some(ended) = self.ending.join_next() => ended,
-            Some(ended) = self.attending.join_next() => ended,
-            Some(ended) = self.agent.join_next() => ended,
-        };
-        Err(match ended {
-            Ok(Ok(what)) => failed(format!("the {what} has ended unasked")),
-            Ok(Err(failure)) => failure,
-            Err(error) => failed(error),
-        })
-    }
-
-    /// Why a part is not well.
-    fn reason(&self, part: &str) -> Option<String> {
-        let (_, report) = self.health.report();
-        report["conditions"][part].as_str().filter(|line| *line != "ok").map(str::to_owned)
-    }
-
-    /// Ends everything: what ends by itself, then the agent, and then the rest.
-    async fn end(mut self) {
-        self.stop.cancel();
-        drain(&mut self.ending).await;
-        self.agent_stop.cancel();
-        drain(&mut self.agent).await;
+        if failures.is_empty() { Ok(()) } else { Err(Failure::failed(failures.join("; "))) }
     }
 }
 
-async fn drain(tasks: &mut Tasks) {
-    let drained = tokio::time::timeout(FAREWELL, async {
-        while let Some(ended) = tasks.join_next().await {
-            if let Ok(Err(error)) = ended {
-                tracing::warn!(%error, "ended badly");
-            }
-        }
-    });
-    if drained.await.is_err() {
-        tracing::warn!("did not end in time, dropped");
-    }
-}
-
-/// Keeps every target's selection up with what the reflector finds.
-async fn hand_on(
-    mut updates: mpsc::Receiver<Update<roll::Read>>,
-    mut roll: Roll,
-    selections: Vec<watch::Sender<Selection>>,
-) {
-    while let Some(update) = updates.recv().await {
-        let shifts = roll.apply(update);
-        metrics::gauge!("rollcall_consumer_roll_instances").set(roll.len() as f64);
-        for selection in &selections {
-            selection.send_if_modified(|selection| selection.apply(&shifts));
-        }
-    }
+fn target_span(name: &TargetName) -> Span {
+    tracing::info_span!("target", %name)
 }
 
 #[cfg(test)]

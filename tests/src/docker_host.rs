@@ -53,7 +53,7 @@ impl DockerHost {
         Ok(Self { ip: bridge.address(n).into(), socket: own.socket(), own: Some(own) })
     }
 
-    /// Hosts 1 to `count` on a bridge, started side by side.
+    /// Hosts 1 to `count` on a bridge, started at the same time.
     ///
     /// # Errors
     /// As [`DockerHost::start`].

@@ -14,8 +14,8 @@ use crate::netns::nsenter;
 use crate::{Etcdctl, Process, Tls, http, leftovers, port, tool, until};
 
 /// A member that is not healthy by then will not be.
-const START: Duration = Duration::from_secs(20);
-const STOP: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where and how a member runs.
 #[derive(Debug, Clone)]
@@ -131,7 +131,7 @@ impl Etcd {
         let health = format!("http://{}/health", self.address(2));
         let process = self.process.as_mut().with_context(|| format!("{name} does not run"))?;
         let mut ended = None;
-        until(&format!("etcd member {name} is healthy"), START, || {
+        until(&format!("etcd member {name} is healthy"), START_TIMEOUT, || {
             ended = process.exited()?;
             Ok(ended.is_some() || http::get(&health)?.body.contains("\"true\""))
         })
@@ -178,7 +178,7 @@ impl Etcd {
     pub fn stop(&mut self) -> Result<()> {
         let mut process =
             self.process.take().with_context(|| format!("{} does not run", self.config.name))?;
-        process.terminate(STOP)?;
+        process.terminate(STOP_TIMEOUT)?;
         Ok(())
     }
 

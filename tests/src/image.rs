@@ -105,10 +105,10 @@ pub fn worker() -> Result<&'static str> {
     Ok(WORKER)
 }
 
-/// One maker at a time, in this process and among processes: the others then find the image made.
+/// Makes one image at a time, in this process and among processes: the others then find it made.
 fn once(make: impl FnOnce() -> Result<()>) -> Result<()> {
     static ONE: Mutex<()> = Mutex::new(());
-    // A maker that panicked leaves nothing half done that the next would not see.
+    // A build that panicked leaves nothing half done that the next would not see.
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     fs::create_dir_all(tool::parts_dir())?;
     let lock = File::create(tool::parts_dir().join("images.lock"))?;

@@ -13,8 +13,8 @@ use crate::docker_cli::{docker_command, local_command, remove_containers};
 use crate::netns::nsenter;
 use crate::{Bridge, Process, leftovers, tool, until};
 
-const START: Duration = Duration::from_secs(30);
-const STOP: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What there is to a host that is not this machine itself.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl OwnHost {
 
     /// Stops the engine (SIGTERM) and waits for its end.
     pub(crate) fn stop_engine(&mut self) -> Result<()> {
-        self.engine.take().context("the engine does not run")?.terminate(STOP).map(drop)
+        self.engine.take().context("the engine does not run")?.terminate(STOP_TIMEOUT).map(drop)
     }
 
     /// Makes the namespace and its one link, to the bridge.
@@ -107,7 +107,7 @@ impl OwnHost {
         let mut engine =
             Process::start(&format!("dockerd of host {}", self.n), command, &dir.join("dockerd.log"))?;
         let socket = self.socket();
-        until(&format!("the engine of host {} answers", self.n), START, || {
+        until(&format!("the engine of host {} answers", self.n), START_TIMEOUT, || {
             if let Some(status) = engine.exited()? {
                 return Ok(Some(Err(status)));
             }

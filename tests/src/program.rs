@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::{Process, leftovers, tool};
 
 /// How much of the log is shown in the end.
-const SHOWN: usize = 200;
+const MAX_SHOWN_LINES: usize = 200;
 
 /// A running `rollcall-agent` or `rollcall-consumer`: a [`Process`] with its own log, whose end is printed
 /// when the value is dropped. Cargo shows what a test prints if the test fails, and only then.
@@ -77,7 +77,11 @@ impl DerefMut for Program {
 impl Drop for Program {
     fn drop(&mut self) {
         if !self.silent {
-            eprintln!("--- log of {} ---\n{}\n--- end ---", self.name, self.process.log_tail(SHOWN));
+            eprintln!(
+                "--- log of {} ---\n{}\n--- end ---",
+                self.name,
+                self.process.log_tail(MAX_SHOWN_LINES)
+            );
         }
     }
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::Result;
 use rollcall_tests::{Etcd, Program, until};
 
-const SOON: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs the consumer until it ends by itself; gives its exit code and what it said.
 fn run(state: &std::path::Path, args: &[&str]) -> Result<(Option<i32>, String)> {
     let mut command = Program::consumer()?;
     command.arg("--state-dir").arg(state).args(["--listen", "off"]).args(args);
     let mut program = Program::start("consumer", command)?;
-    let code = program.wait(SOON)?.code();
+    let code = program.wait(TIMEOUT)?.code();
     Ok((code, program.log()))
 }
 
@@ -40,7 +40,7 @@ fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<(
     for (args, code, expected) in [
         (vec!["--etcd", etcd, "--config", &unknown], 2, "colour"),
         (vec!["--etcd", etcd, "--config", &regex], 2, "service_regex"),
-        (vec!["--etcd", etcd, "--config", &both], 2, "format and template are both set"),
+        (vec!["--etcd", etcd, "--config", &both], 2, "template is x: expected it or format, not both"),
         (vec!["--etcd", etcd, "--config", "/none.toml"], 2, "--config is /none.toml"),
         (vec!["--etcd", etcd, "--dest", &out, "--format", "nonsense"], 2, "nonsense"),
         (
@@ -91,18 +91,18 @@ fn a_template_that_fails_later_keeps_the_last_good_file_and_says_so() -> Result<
     command.args(["--etcd", &etcd.endpoint(), "--listen", &listen, "--template"]).arg(&template);
     command.arg("--dest").arg(&dest).arg("--state-dir").arg(dir.path());
     let _consumer = Program::start("consumer", command)?;
-    until("it is rendered", SOON, || Ok(fs::read_to_string(&dest)? == "10.0.0.1:8080\n"))?;
+    until("it is rendered", TIMEOUT, || Ok(fs::read_to_string(&dest)? == "10.0.0.1:8080\n"))?;
     let ready = || rollcall_tests::http::get(&format!("http://{listen}/readyz"));
-    until("it is ready", SOON, || Ok(ready()?.status == 200))?;
+    until("it is ready", TIMEOUT, || Ok(ready()?.status == 200))?;
     fs::write(&template, "{{ nobody.there }}")?;
     put("cccccccccccc", 8081)?;
-    until("it is not ready", SOON, || {
+    until("it is not ready", TIMEOUT, || {
         let answer = ready()?;
         Ok(answer.status == 503 && answer.body.contains("list.j2"))
     })?;
     assert_eq!(fs::read_to_string(&dest)?, "10.0.0.1:8080\n");
     fs::write(&template, "{{ instances | length }}\n")?;
-    until("it is mended", SOON, || Ok(fs::read_to_string(&dest)? == "2\n"))?;
+    until("it is mended", TIMEOUT, || Ok(fs::read_to_string(&dest)? == "2\n"))?;
     let metrics = rollcall_tests::http::get(&format!("http://{listen}/metrics"))?.body;
     assert!(metrics.contains("bad_values_total"), "{metrics}");
     Ok(())

@@ -9,7 +9,7 @@ use anyhow::Result;
 use rollcall_tests::etcdctl::Event;
 use rollcall_tests::{Bridge, DockerHost, Etcd, EtcdCluster, EtcdConfig, Program, Tls, http, image, until};
 
-const SOON: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn runs(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
@@ -24,7 +24,7 @@ fn an_etcd_takes_a_put_shows_it_to_a_watcher_and_is_gone_when_dropped() -> Resul
     ctl.del("/a/key")?;
     let key = "/a/key".to_owned();
     let expected = [Event::Put { key: key.clone(), value: "value".to_owned() }, Event::Delete { key }];
-    until("the watcher sees both", SOON, || Ok(watch.events()? == expected))?;
+    until("the watcher sees both", TIMEOUT, || Ok(watch.events()? == expected))?;
     let pids = [etcd.pid(), watch.pid()];
     assert!(pids.into_iter().all(runs));
     drop((watch, etcd));
@@ -69,7 +69,7 @@ fn a_cluster_of_three_survives_the_loss_of_a_member() -> Result<()> {
     cluster.member_mut(0).kill();
     let ctl = cluster.member(1).ctl();
     // The killed one may have been the leader.
-    until("the others take a put", SOON, || ctl.put("key", "after").map(|()| true))?;
+    until("the others take a put", TIMEOUT, || ctl.put("key", "after").map(|()| true))?;
     cluster.member_mut(0).start_again()?;
     assert_eq!(cluster.member(0).ctl().get("key")?.as_deref(), Some("after"));
     Ok(())
@@ -84,10 +84,10 @@ fn three_hosts_with_a_member_each_keep_their_majority_when_one_is_cut_off() -> R
     hosts[1].cut_off()?;
     // The one cut off may have been the leader.
     let ctl = cluster.member(0).ctl();
-    until("the others take a put", SOON, || ctl.put("key", "after").map(|()| true))?;
+    until("the others take a put", TIMEOUT, || ctl.put("key", "after").map(|()| true))?;
     hosts[1].heal()?;
     let ctl = cluster.member(1).ctl();
-    until("it has caught up", SOON, || Ok(ctl.get("key")?.as_deref() == Some("after")))
+    until("it has caught up", TIMEOUT, || Ok(ctl.get("key")?.as_deref() == Some("after")))
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn two_docker_hosts_reach_each_other_until_one_is_cut_off() -> Result<()> {
     assert_eq!(address.ip(), one.ip());
     let url = format!("http://{address}/");
 
-    until("it answers this machine", SOON, || Ok(http::get(&url)?.body == "w1\n"))?;
+    until("it answers this machine", TIMEOUT, || Ok(http::get(&url)?.body == "w1\n"))?;
     let curl = || -> Result<String> {
         let mut curl = rollcall_tests::tool::command("curl")?;
         curl.args(["--silent", "--fail", "--max-time", "1", &url]);
@@ -113,7 +113,7 @@ fn two_docker_hosts_reach_each_other_until_one_is_cut_off() -> Result<()> {
     one.cut_off()?;
     assert!(curl().is_err(), "host 1 is cut off");
     one.heal()?;
-    until("it answers host 2 again", SOON, || Ok(curl()? == "w1"))?;
+    until("it answers host 2 again", TIMEOUT, || Ok(curl()? == "w1"))?;
 
     let engine = one.engine_pid()?;
     let netns = one.netns().map(Path::to_owned).expect("it has one");
@@ -133,13 +133,13 @@ fn a_container_outlives_the_crash_of_its_engine_and_goes_with_its_host() -> Resu
     host.kill_engine()?;
     assert!(runs(pid));
     host.start_engine()?;
-    until("the new engine has ended it", SOON, || Ok(worker.inspect("{{.State.Running}}")? == "false"))?;
+    until("the new engine has ended it", TIMEOUT, || Ok(worker.inspect("{{.State.Running}}")? == "false"))?;
     worker.start()?;
     let pid: u32 = worker.inspect("{{.State.Pid}}")?.parse()?;
     host.kill_engine()?;
     assert!(runs(pid));
     drop(host);
-    until("the container's process is gone", SOON, || Ok(!runs(pid)))
+    until("the container's process is gone", TIMEOUT, || Ok(!runs(pid)))
 }
 
 #[test]
@@ -147,10 +147,12 @@ fn a_stopped_worker_serves_while_it_drains() -> Result<()> {
     let host = DockerHost::local()?;
     let worker = host.run(&["--publish", "80", "--env", "DRAIN_MS=1000", image::worker()?])?;
     let url = format!("http://{}/", worker.published(80)?);
-    until("it answers", SOON, || Ok(http::get(&url)?.status == 200))?;
+    until("it answers", TIMEOUT, || Ok(http::get(&url)?.status == 200))?;
     worker.kill("TERM")?;
     assert_eq!(http::get(&url)?.status, 200, "draining");
-    until("it has ended", SOON, || Ok(worker.inspect("{{.State.Status}} {{.State.ExitCode}}")? == "exited 0"))
+    until("it has ended", TIMEOUT, || {
+        Ok(worker.inspect("{{.State.Status}} {{.State.ExitCode}}")? == "exited 0")
+    })
 }
 
 #[test]
@@ -159,9 +161,11 @@ fn the_images_of_nginx_and_postgresql_run() -> Result<()> {
     let nginx = host.run(&["--publish", "80", image::nginx()?])?;
     nginx.exec(&["nginx", "-t"])?;
     let postgres = host.run(&[image::postgres()?])?;
-    until("PostgreSQL is healthy", SOON, || Ok(postgres.inspect("{{.State.Health.Status}}")? == "healthy"))?;
+    until("PostgreSQL is healthy", TIMEOUT, || {
+        Ok(postgres.inspect("{{.State.Health.Status}}")? == "healthy")
+    })?;
     postgres.kill("HUP")?;
-    until("it has reloaded", SOON, || Ok(postgres.logs()?.contains("reloading configuration files")))?;
+    until("it has reloaded", TIMEOUT, || Ok(postgres.logs()?.contains("reloading configuration files")))?;
     assert_eq!(postgres.exec(&["psql", "--tuples-only", "--no-align", "--command", "select 1"])?, "1");
     Ok(())
 }
@@ -177,12 +181,12 @@ fn a_program_is_heard_signalled_and_killed_when_dropped() -> Result<()> {
         "polite",
         shell("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.01; done"),
     )?;
-    assert_eq!(polite.wait_log("ready", SOON)?, "ready");
-    assert_eq!(polite.terminate(SOON)?.code(), Some(3));
-    assert_eq!(polite.wait_log("bye", SOON)?, "bye");
+    assert_eq!(polite.wait_log("ready", TIMEOUT)?, "ready");
+    assert_eq!(polite.terminate(TIMEOUT)?.code(), Some(3));
+    assert_eq!(polite.wait_log("bye", TIMEOUT)?, "bye");
 
     let mut mute = Program::start("mute", shell("echo last words; exit 1"))?;
-    let error = mute.wait_log("ready", SOON).expect_err("it ends without");
+    let error = mute.wait_log("ready", TIMEOUT).expect_err("it ends without");
     assert!(format!("{error:#}").contains("last words"), "{error:#}");
 
     let stubborn = Program::start("stubborn", shell("exec sleep 1000"))?;

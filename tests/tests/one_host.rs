@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rollcall_tests::{Container, DockerHost, Etcd, Program, http, image, port, until};
 use tempfile::TempDir;
 
-const SOON: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A site in front of the rendered upstream. No retry: a request that meets a dead worker is an error that a
 /// user sees.
@@ -50,7 +50,7 @@ impl Host {
         let listen = format!("127.0.0.1:{}", port::free(Ipv4Addr::LOCALHOST.into())?);
         let consumer = consumer(&etcd, &config, dir.path(), &listen)?;
         let upstream = conf.join("upstream.conf");
-        until("an empty upstream is rendered", SOON, || Ok(upstream.exists()))?;
+        until("an empty upstream is rendered", TIMEOUT, || Ok(upstream.exists()))?;
         let container = docker.run(&[
             "--name",
             &format!("{test}-proxy"),
@@ -69,7 +69,7 @@ impl Host {
         ])?;
         let url = format!("http://{}/", container.published(80)?);
         let proxy = Proxy { container, url };
-        until("nginx answers", SOON, || http::get(&proxy.url).map(|_| true))?;
+        until("nginx answers", TIMEOUT, || http::get(&proxy.url).map(|_| true))?;
         Ok(Self {
             consumer,
             metrics: format!("http://{listen}/metrics"),
@@ -110,7 +110,7 @@ fn agent(etcd: &Etcd, test: &str) -> Result<Program> {
     command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off"]);
     command.args(["--only-name", &format!("^{test}-")]);
     let mut program = Program::start("agent", command)?;
-    program.wait_log("holds the node's claim", SOON)?;
+    program.wait_log("claimed the name", TIMEOUT)?;
     Ok(program)
 }
 
@@ -143,15 +143,15 @@ fn nginx_serves_from_the_workers_that_are_there() -> Result<()> {
     let host = Host::start("one-serves")?;
     assert!(host.ask().is_err(), "nobody is there");
     let first = host.worker(1)?;
-    until("the first worker serves", SOON, || Ok(host.ask()? == "one-serves-1"))?;
+    until("the first worker serves", TIMEOUT, || Ok(host.ask()? == "one-serves-1"))?;
     let _second = host.worker(2)?;
-    until("the second one serves too", SOON, || Ok(host.ask()? == "one-serves-2"))?;
+    until("the second one serves too", TIMEOUT, || Ok(host.ask()? == "one-serves-2"))?;
     first.kill("KILL")?;
-    until("the killed one is forgotten", SOON, || {
+    until("the killed one is forgotten", TIMEOUT, || {
         let servers = fs::read_to_string(host.upstream())?.matches("server ").count();
         Ok(servers == 1)
     })?;
-    until("only the second one serves", SOON, || {
+    until("only the second one serves", TIMEOUT, || {
         Ok((0..10).all(|_| host.ask().is_ok_and(|name| name == "one-serves-2")))
     })?;
     let reloads = host.proxy.container.logs()?.matches("reconfiguring").count();
@@ -166,7 +166,7 @@ fn nginx_serves_from_the_workers_that_are_there() -> Result<()> {
 fn no_request_fails_while_a_worker_is_stopped_gracefully() -> Result<()> {
     let host = Host::start("one-stops")?;
     let workers = [host.worker(1)?, host.worker(2)?];
-    until("both serve", SOON, || {
+    until("both serve", TIMEOUT, || {
         let names: Vec<String> = (0..4).map(|_| host.ask()).collect::<Result<_>>()?;
         Ok(names.contains(&"one-stops-1".to_owned()) && names.contains(&"one-stops-2".to_owned()))
     })?;
@@ -181,7 +181,7 @@ fn no_request_fails_while_a_worker_is_stopped_gracefully() -> Result<()> {
             Ok(answered)
         });
         let stopped = workers[0].stop(10).and_then(|()| {
-            until("only the other one serves", SOON, || {
+            until("only the other one serves", TIMEOUT, || {
                 Ok((0..10).all(|_| host.ask().is_ok_and(|name| name == "one-stops-2")))
             })
         });
@@ -196,14 +196,14 @@ fn no_request_fails_while_a_worker_is_stopped_gracefully() -> Result<()> {
 fn the_last_good_file_stays_while_etcd_is_away() -> Result<()> {
     let mut host = Host::start("one-holds")?;
     let _worker = host.worker(1)?;
-    until("it serves", SOON, || Ok(host.ask()? == "one-holds-1"))?;
+    until("it serves", TIMEOUT, || Ok(host.ask()? == "one-holds-1"))?;
     let file = fs::read_to_string(host.upstream())?;
     host.etcd.kill();
-    host.consumer.wait_log("lost the store", SOON)?;
+    host.consumer.wait_log(r#"will try again part="roll""#, TIMEOUT)?;
     let second = host.worker(2)?;
     assert_eq!(fs::read_to_string(host.upstream())?, file);
     host.etcd.start_again()?;
-    until("what came meanwhile serves", SOON, || Ok(host.ask()? == "one-holds-2"))?;
+    until("what came meanwhile serves", TIMEOUT, || Ok(host.ask()? == "one-holds-2"))?;
     drop(second);
     Ok(())
 }
@@ -212,18 +212,18 @@ fn the_last_good_file_stays_while_etcd_is_away() -> Result<()> {
 fn a_reload_is_not_lost_when_the_target_or_the_consumer_is_away() -> Result<()> {
     let mut host = Host::start("one-owes")?;
     let _first = host.worker(1)?;
-    until("it serves", SOON, || Ok(host.ask()? == "one-owes-1"))?;
+    until("it serves", TIMEOUT, || Ok(host.ask()? == "one-owes-1"))?;
     // The request cannot be delivered: the agent is dead. The consumer dies, too, before it is.
     host.agent.kill();
     let foreign = r#"{"v":1,"service":"web","container":"x","id":"aaaaaaaaaaaa","image":"x","address":"127.0.0.2","port":9,"protocol":"tcp","container_port":9,"status":"passing","started_at":"2026-01-01T00:00:00Z"}"#;
     host.etcd.ctl().put("/rollcall/instances/h9/aaaaaaaaaaaa/9-tcp", foreign)?;
-    until("the file has it", SOON, || Ok(fs::read_to_string(host.upstream())?.contains("127.0.0.2:9")))?;
+    until("the file has it", TIMEOUT, || Ok(fs::read_to_string(host.upstream())?.contains("127.0.0.2:9")))?;
     host.consumer.kill();
     let reloads = || Ok::<_, anyhow::Error>(host.proxy.container.logs()?.matches("reconfiguring").count());
     let before = reloads()?;
     let _agent = agent(&host.etcd, "one-owes")?;
     let _consumer = consumer(&host.etcd, &host.dir.path().join("targets.toml"), host.dir.path(), "off")?;
-    until("nginx was signalled for the file that did not change", SOON, || Ok(reloads()? > before))
+    until("nginx was signalled for the file that did not change", TIMEOUT, || Ok(reloads()? > before))
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn a_signal_that_the_container_does_not_allow_is_refused_and_said_so() -> Result
     fs::write(&config, targets(&dir.path().join("upstream.conf"), "one-refuses-target"))?;
     let _agent = agent(&etcd, "one-refuses")?;
     let mut consumer = consumer(&etcd, &config, dir.path(), "off")?;
-    let line = consumer.wait_log("allows no HUP", SOON)?;
+    let line = consumer.wait_log("allows no HUP", TIMEOUT)?;
     assert!(line.contains("rollcall.signal=HUP"), "{line}");
     drop(target);
     Ok(())
@@ -251,7 +251,7 @@ fn once_and_dry_run_do_what_they_say() -> Result<()> {
         command.args(["--etcd", &etcd.endpoint(), "--format", "nginx-upstream", "--dest"]).arg(&dest);
         command.arg("--state-dir").arg(dir.path()).args(flags);
         let mut program = Program::start("consumer", command)?;
-        let code = program.wait(SOON)?.code();
+        let code = program.wait(TIMEOUT)?.code();
         Ok((code, program.log()))
     };
     let (code, diff) = run(&["--dry-run"])?;

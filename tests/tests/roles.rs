@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rollcall_tests::{DockerHost, Etcd, Program, image, tool, until};
 
-const SOON: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 const PASSWORD: &str = "secret";
 
 /// Runs deploy/etcd-roles as an operator would, with the etcdctl of the tests on its path.
-fn make(etcd: &Etcd, kind: &str, name: &str) -> Result<()> {
+fn make_role(etcd: &Etcd, args: &[&str]) -> Result<()> {
     let etcdctl = tool::find("etcdctl")?;
     let path = format!(
         "{}:{}",
@@ -19,7 +19,7 @@ fn make(etcd: &Etcd, kind: &str, name: &str) -> Result<()> {
         std::env::var("PATH").unwrap_or_default()
     );
     let mut roles = Command::new(tool::workspace().join("deploy/etcd-roles"))
-        .args([kind, name])
+        .args(args)
         .env("PATH", path)
         .env("ETCDCTL_ENDPOINTS", etcd.endpoint())
         .stdin(Stdio::piped())
@@ -32,11 +32,38 @@ fn make(etcd: &Etcd, kind: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Checks that a user can neither put nor delete a key.
+fn refuses_writes(etcd: &Etcd, user: &str, key: &str) {
+    let (ctl, key) = (etcd.ctl().as_user(user, PASSWORD), format!("/rollcall/{key}"));
+    for written in [ctl.put(&key, "x"), ctl.del(&key)] {
+        let error = written.expect_err(&key);
+        assert!(format!("{error:#}").contains("permission denied"), "{user}, {key}: {error:#}");
+    }
+}
+
+#[test]
+fn a_second_run_of_the_script_adds_a_node_and_a_star_gives_all_nodes() -> Result<()> {
+    let mut etcd = Etcd::start()?;
+    make_role(&etcd, &["consumer", "c1", "--signal", "h1"])?;
+    make_role(&etcd, &["consumer", "c1", "--signal=h2,h3"])?;
+    make_role(&etcd, &["consumer", "c2", "--signal", "*"])?;
+    make_role(&etcd, &["consumer", "c3"])?;
+    etcd.enable_auth("root")?;
+    let ctl = |name: &str| etcd.ctl().as_user(&format!("rollcall-consumer-{name}"), PASSWORD);
+    for node in ["h1", "h2", "h3"] {
+        ctl("c1").put(&format!("/rollcall/signals/{node}/c1/default"), "x")?;
+        refuses_writes(&etcd, "rollcall-consumer-c3", &format!("signals/{node}/c3/default"));
+    }
+    refuses_writes(&etcd, "rollcall-consumer-c1", "signals/h4/c1/default");
+    ctl("c2").put("/rollcall/signals/h4/c2/default", "x")?;
+    Ok(())
+}
+
 #[test]
 fn an_agent_and_a_consumer_work_under_their_roles_and_foreign_writes_are_refused() -> Result<()> {
     let (mut etcd, docker, dir) = (Etcd::start()?, DockerHost::local()?, tempfile::tempdir()?);
-    make(&etcd, "agent", "h1")?;
-    make(&etcd, "consumer", "c1")?;
+    make_role(&etcd, &["agent", "h1"])?;
+    make_role(&etcd, &["consumer", "c1", "--signal", "h1"])?;
     etcd.enable_auth("root")?;
 
     let _worker = docker.run(&["--name", "roles-1", "--publish", "80", image::worker()?])?;
@@ -54,24 +81,40 @@ fn an_agent_and_a_consumer_work_under_their_roles_and_foreign_writes_are_refused
     consumer.args(["--format", "nginx-upstream", "--notify-container", "roles-target", "--listen", "off"]);
     consumer.arg("--dest").arg(&dest).arg("--state-dir").arg(dir.path());
     let mut consumer = Program::start("consumer", consumer)?;
-    consumer.wait_log("acked", SOON)?;
+    consumer.wait_log("acked", TIMEOUT)?;
     let ready = || rollcall_tests::http::get(&format!("http://{listen}/readyz"));
-    until("every part of the agent is well", SOON, || Ok(ready()?.status == 200))?;
-    until("the worker is rendered", SOON, || Ok(std::fs::read_to_string(&dest)?.contains("server ")))?;
+    until("the agent is ready", TIMEOUT, || Ok(ready()?.status == 200))?;
+    until("the worker is rendered", TIMEOUT, || Ok(std::fs::read_to_string(&dest)?.contains("server ")))?;
 
-    let refused = |kind: &str, name: &str, key: &str| {
-        let ctl = etcd.ctl().as_user(&format!("rollcall-{kind}-{name}"), PASSWORD);
-        let error = ctl.put(key, "x").expect_err(key);
-        assert!(format!("{error:#}").contains("permission denied"), "{key}: {error:#}");
-    };
-    for key in ["instances/h2/x", "nodes/h2", "nodes/h1x", "signals/c1/t", "acks/h2/c1/t", "instances/h1"] {
-        refused("agent", "h1", &format!("/rollcall/{key}"));
+    let foreign_to_agent = [
+        "nodes/h2",
+        "nodes/h1x",
+        "instances/h1",
+        "instances/h2/0123456789ab/80-tcp",
+        "receivers/h2/c1/default",
+        "acks/h2/c1/default",
+        "signals/h1/c1/default",
+        "signals/h2/c1/default",
+        "consumers/c1",
+    ];
+    let foreign_to_consumer = [
+        "consumers/c2",
+        "consumers/c1x",
+        "signals/h1/c2/default",
+        "signals/h2/c1/default",
+        "nodes/h1",
+        "instances/h1/0123456789ab/80-tcp",
+        "receivers/h1/c1/default",
+        "acks/h1/c1/default",
+    ];
+    for key in foreign_to_agent {
+        refuses_writes(&etcd, "rollcall-agent-h1", key);
     }
-    for key in ["instances/h1/x", "signals/c2/t", "consumers/c2", "acks/h1/c1/t"] {
-        refused("consumer", "c1", &format!("/rollcall/{key}"));
+    for key in foreign_to_consumer {
+        refuses_writes(&etcd, "rollcall-consumer-c1", key);
     }
-    assert_eq!(agent.terminate(SOON)?.code(), Some(0));
-    assert_eq!(consumer.terminate(SOON)?.code(), Some(0));
+    assert_eq!(agent.terminate(TIMEOUT)?.code(), Some(0));
+    assert_eq!(consumer.terminate(TIMEOUT)?.code(), Some(0));
     drop(target);
     Ok(())
 }

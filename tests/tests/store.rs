@@ -5,8 +5,12 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use clap::Parser;
 use futures_util::StreamExt;
-use rollcall_shared::store::{
-    Op, Revision, Store, StoreError, conformance, etcd::EtcdStore, settings::EtcdSettings,
+use rollcall_shared::{
+    process::error::one_line,
+    store::{
+        KeyRange, Op, Position, Revision, Store, StoreError, conformance, etcd::EtcdStore,
+        settings::EtcdSettings,
+    },
 };
 use rollcall_tests::{Etcd, EtcdCluster, EtcdConfig, Tls};
 
@@ -21,6 +25,18 @@ fn store(endpoints: &[String], flags: &[&str]) -> Result<EtcdStore> {
     let etcd = format!("--etcd={}", endpoints.join(","));
     let Cli { etcd } = Cli::try_parse_from(["test", &etcd].iter().chain(flags))?;
     Ok(EtcdStore::new(etcd)?)
+}
+
+fn range() -> KeyRange {
+    KeyRange::folder("/a/".to_owned())
+}
+
+/// Commits one write, and gives where the store is then.
+async fn commit(store: &EtcdStore, key: &str) -> Result<Position> {
+    let revisions = store.commit(&put(key), None, None).await?;
+    let position = store.list(&range()).await?.position;
+    assert_eq!(revisions, [position.revision]);
+    Ok(position)
 }
 
 fn put(key: &str) -> [Op; 1] {
@@ -45,7 +61,7 @@ async fn a_cluster_of_three_keeps_the_contract() -> Result<()> {
 async fn when_a_member_fails_the_next_one_is_asked() -> Result<()> {
     let mut cluster = EtcdCluster::start(3)?;
     let store = store(&cluster.endpoints(), &[])?;
-    let mut revision = store.commit(&put("/a/0"), None, None).await?;
+    let mut revision = commit(&store, "/a/0").await?.revision;
     let lease = store.grant(Duration::from_secs(60)).await?;
     for member in 0..3 {
         cluster.member_mut(member).kill();
@@ -54,15 +70,17 @@ async fn when_a_member_fails_the_next_one_is_asked() -> Result<()> {
         let commit = async {
             loop {
                 match store.commit(&put(&key), Some(lease), None).await {
-                    Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    Err(StoreError::Unavailable { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(50)).await
+                    }
                     committed => return committed,
                 }
             }
         };
-        let next = tokio::time::timeout(Duration::from_secs(20), commit).await.context("a commit")??;
+        let next = tokio::time::timeout(Duration::from_secs(20), commit).await.context("a commit")??[0];
         assert!(next > revision);
         revision = next;
-        assert_eq!(store.list("/a/").await?.entries.len(), member + 2);
+        assert_eq!(store.list(&range()).await?.entries.len(), member + 2);
         cluster.member_mut(member).start_again()?;
     }
     Ok(())
@@ -72,24 +90,24 @@ async fn when_a_member_fails_the_next_one_is_asked() -> Result<()> {
 async fn a_compacted_history_and_a_store_that_went_back_are_told_apart() -> Result<()> {
     let mut etcd = Etcd::start()?;
     let store = store(&[etcd.endpoint()], &[])?;
-    let first = store.commit(&put("/a/1"), None, None).await?;
-    let last = store.commit(&put("/a/2"), None, None).await?;
-    etcd.etcdctl(&["compact", &last.to_string()])?;
-    let Revision(asked) = first;
-    // A watch after the revision before `first` wants what is compacted.
-    let mut watch = store.watch("/a/", Revision(asked - 1)).await?;
+    let first = commit(&store, "/a/1").await?;
+    let last = commit(&store, "/a/2").await?;
+    etcd.etcdctl(&["compact", &last.revision.to_string()])?;
+    // A watch from before the first write wants what is compacted.
+    let before = Position { revision: Revision(first.revision.0 - 1), ..first };
+    let mut watch = store.watch(&range(), before).await?;
     let next = tokio::time::timeout(Duration::from_secs(5), watch.next()).await?;
     assert!(matches!(next, Some(Err(StoreError::Compacted { .. }))), "{next:?}");
     etcd.stop()?;
     etcd.wipe()?;
     etcd.start_again()?;
     let rolled_back = loop {
-        match store.watch("/a/", last).await.map(drop) {
-            Err(StoreError::Unavailable(_)) => {}
+        match store.watch(&range(), last).await.map(drop) {
+            Err(StoreError::Unavailable { .. }) => {}
             watched => break watched,
         }
     };
-    assert!(matches!(rolled_back, Err(StoreError::RolledBack { .. })), "{rolled_back:?}");
+    assert!(matches!(rolled_back, Err(StoreError::WentBack { .. })), "{rolled_back:?}");
     Ok(())
 }
 
@@ -113,15 +131,50 @@ async fn mutual_tls_and_a_user_are_let_in_and_strangers_are_told_why_not() -> Re
         let flags = flags(cacert, password);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let store = store(&endpoint, &flags).expect("the settings fit");
-        store.list("/a/").await.map(|listing| listing.entries.len())
+        store.list(&range()).await.map(|listing| listing.entries.len())
     };
     let ca = tls.ca().display().to_string();
     assert!(matches!(ask(&ca, "secret").await, Ok(0)));
     let wrong_password = ask(&ca, "guess").await.expect_err("the password is wrong");
-    assert!(matches!(wrong_password, StoreError::Denied(_)), "{wrong_password:?}");
+    assert!(matches!(wrong_password, StoreError::Denied { .. }), "{wrong_password:?}");
     let other = Tls::generate(&[])?;
     let wrong_ca = ask(&other.ca().display().to_string(), "secret").await.expect_err("the CA is another's");
-    assert!(wrong_ca.to_string().contains("certificate"), "{wrong_ca}");
+    assert!(one_line(&wrong_ca).contains("certificate"), "{wrong_ca:?}");
+    Ok(())
+}
+
+/// A member that lags behind is not a store that went back: the other ones are asked.
+#[tokio::test]
+async fn a_member_that_lags_behind_is_left_for_another() -> Result<()> {
+    let mut cluster = EtcdCluster::start(3)?;
+    let all = store(&cluster.endpoints(), &[])?;
+    commit(&all, "/a/1").await?;
+    // The first one stands still while the others go on.
+    let lagging = cluster.member(0).pid();
+    let lagging = rustix::process::Pid::from_raw(i32::try_from(lagging)?).context("a PID")?;
+    rustix::process::kill_process(lagging, rustix::process::Signal::STOP)?;
+    let others = store(&cluster.endpoints()[1..], &[])?;
+    let mut last = Position::default();
+    for number in 0..20 {
+        let key = format!("/a/{number}");
+        last = loop {
+            match commit(&others, &key).await {
+                Ok(position) => break position,
+                // It may have been the leader.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+    }
+    rustix::process::kill_process(lagging, rustix::process::Signal::CONT)?;
+    for _ in 0..20 {
+        match all.watch(&range(), last).await.map(drop) {
+            Ok(()) | Err(StoreError::Unavailable { .. }) => {}
+            Err(error) => {
+                return Err(error).context("a member that lags behind was taken for a store that went back");
+            }
+        }
+    }
+    cluster.member_mut(0).kill();
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rollcall_tests::{Bridge, Container, DockerHost, EtcdCluster, Program, image, tool, until};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_secs(5);
 
 fn on(host: &DockerHost, mut command: Command, name: &str, args: &[&str]) -> Result<Program> {
@@ -31,7 +31,7 @@ fn an_nginx_on_one_host_serves_the_workers_of_three_and_is_signalled_from_anothe
         host.load_image(image::worker()?)?;
     }
     for agent in &mut agents {
-        agent.wait_log("holds the node's claim", SOON)?;
+        agent.wait_log("claimed the name", TIMEOUT)?;
     }
 
     // The folder stands for the volume that a consumer and its target share, as on NFS; the target's host is
@@ -51,7 +51,7 @@ fn an_nginx_on_one_host_serves_the_workers_of_three_and_is_signalled_from_anothe
     let (config, state) = (targets.display().to_string(), dir.path().display().to_string());
     let args = ["--etcd", &endpoints, "--name", "c1", "--config", &config, "--state-dir", &state];
     let _consumer = on(&hosts[0], Program::consumer()?, "consumer", &args)?;
-    until("an empty upstream is rendered", SOON, || Ok(upstream.exists()))?;
+    until("an empty upstream is rendered", TIMEOUT, || Ok(upstream.exists()))?;
 
     hosts[2].load_image(image::nginx()?)?;
     let volume = format!("{}:/etc/nginx/conf.d", dir.path().display());
@@ -77,22 +77,22 @@ fn an_nginx_on_one_host_serves_the_workers_of_three_and_is_signalled_from_anothe
     };
     let _workers: Vec<Container> =
         hosts.iter().zip(["w1", "w2", "w3"]).map(|(host, name)| worker(host, name)).collect::<Result<_>>()?;
-    until("the workers of all three serve", SOON, || served(&["w1", "w2", "w3"]))?;
+    until("the workers of all three serve", TIMEOUT, || served(&["w1", "w2", "w3"]))?;
     let listed = || -> Result<usize> { Ok(fs::read_to_string(&upstream)?.matches("server 10.").count()) };
 
     hosts[1].cut_off()?;
     let cut = Instant::now();
-    until("those of host 2 are forgotten", SOON, || Ok(listed()? == 2))?;
+    until("those of host 2 are forgotten", TIMEOUT, || Ok(listed()? == 2))?;
     // A lease that is refreshed every second is at most that old when it is cut off.
     assert!(cut.elapsed() >= TTL - Duration::from_secs(2), "after {:?}", cut.elapsed());
-    until("the others serve", SOON, || served(&["w1", "w3"]))?;
+    until("the others serve", TIMEOUT, || served(&["w1", "w3"]))?;
     hosts[1].heal()?;
-    until("all three serve again", SOON, || served(&["w1", "w2", "w3"]))?;
+    until("all three serve again", TIMEOUT, || served(&["w1", "w2", "w3"]))?;
 
     let reloads = proxy.logs()?.matches("reconfiguring").count();
     assert!(reloads >= 3, "{reloads} reloads");
     // A gracefully stopped agent takes its host's workers with it, at once.
-    agents[1].terminate(SOON)?;
+    agents[1].terminate(TIMEOUT)?;
     until("the others serve", TTL, || served(&["w1", "w3"]))
 }
 

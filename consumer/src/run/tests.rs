@@ -1,26 +1,33 @@
-//! The whole consumer but for etcd, Docker and the process: on the memory store, with an agent's double.
+//! The whole consumer but for etcd, Docker and the process: on the memory store, with a double of an agent.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::{MetadataExt, symlink},
     path::PathBuf,
 };
 
+use jiff::Timestamp;
 use rollcall_shared::{
-    instance::{Instance, Status},
-    key::Key,
-    signal::{Outcome, SignalAck, SignalRequest},
-    store::{Entry, Op},
-    wire,
+    codec,
+    keys::Key,
+    model::{
+        instance::{Instance, Status},
+        name::{NodeName, TargetId},
+        node::NodeRecord,
+        signal::{Ack, Acks, Incarnation, Receiver, Receivers, RequestedReceiver, SignalRequest},
+    },
+    store::{LeaseId, Op},
 };
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::maker;
+use crate::testing;
 
 const LEASE: LeaseSettings = LeaseSettings { ttl: Duration::from_secs(60), refresh: Duration::from_secs(30) };
 const SIGNAL: &str = "[target.notify]\ncontainer = \"proxy\"\n";
-const SOON: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(10);
 
 /// A store and a folder, which outlive the consumers that work on them.
 struct Scene {
@@ -29,8 +36,8 @@ struct Scene {
 }
 
 /// A consumer at work. Dropping it is a crash.
-struct Consumer {
-    crew: Crew,
+struct Running {
+    consumer: Consumer,
 }
 
 impl Scene {
@@ -50,42 +57,42 @@ impl Scene {
         let (config, dest) = (self.path("config.toml"), self.path("file"));
         let target = format!("name = \"web\"\ndest = \"{}\"", dest.display());
         fs::write(&config, format!("[[target]]\n{target}\n{rest}")).expect("a file");
-        let targets = crate::config::read(&config).expect("targets");
+        let targets = crate::config::toml::read(&config).expect("targets");
         Plan { consumer: "c1".parse().expect("a name"), targets, embedded: false, citus: false }
     }
 
-    fn crew(&self) -> Crew {
-        Crew {
-            ending: JoinSet::new(),
-            attending: JoinSet::new(),
-            agent: JoinSet::new(),
-            health: Health::default(),
-            stop: CancellationToken::new(),
-            agent_stop: CancellationToken::new(),
+    fn consumer(&self) -> Consumer {
+        Consumer {
+            supervisor: Supervisor::new(CancellationToken::new()),
+            readiness: Readiness::default(),
             store: Arc::new(self.store.clone()),
-            keys: maker::keys(),
+            keys: testing::keys(),
+            lease: LEASE,
+            wait: WAIT,
         }
     }
 
-    /// The crew and its targets, which have their first rows.
-    async fn ready(&self, rest: &str) -> (Crew, Vec<Target>) {
-        let (plan, mut crew) = (self.plan(rest), self.crew());
-        let presses = crew.presses(&plan, &LEASE, self.path("state")).await.expect("presses");
-        let selections = crew.follow(&plan.targets, SOON).await.expect("a store").expect("rows");
-        let targets = crew.man(&plan, &LEASE, selections, presses);
-        (crew, targets)
+    /// A consumer and its targets, which have their first rows.
+    async fn ready(&self, rest: &str) -> (Consumer, Vec<Target>) {
+        let (plan, mut consumer) = (self.plan(rest), self.consumer());
+        // A consumer that crashed leaves its lock as soon as its tasks are dropped.
+        let opened = until(async || Opened::open(&plan, self.path("state")).await.ok()).await;
+        let remembered = Some(self.path("state"));
+        let selections = consumer.follow(&plan.targets, remembered).await.expect("a store").expect("rows");
+        let targets = consumer.targets(&plan, selections, opened);
+        (consumer, targets)
     }
 
-    async fn start(&self, rest: &str) -> Consumer {
-        let (mut crew, targets) = self.ready(rest).await;
+    async fn start(&self, rest: &str) -> Running {
+        let (mut consumer, targets) = self.ready(rest).await;
         for target in targets {
-            let stop = crew.stop.clone();
-            crew.ending.spawn(async move {
+            let stop = consumer.supervisor.stop.clone();
+            consumer.supervisor.spawn_ending("target", async move {
                 target.run(stop).await;
-                Ok("target")
+                Ok(())
             });
         }
-        Consumer { crew }
+        Running { consumer }
     }
 
     async fn commit(&self, ops: &[Op]) {
@@ -93,35 +100,68 @@ impl Scene {
     }
 
     async fn put(&self, number: usize) {
-        self.commit(&[maker::put(number, "web")]).await;
+        self.commit(&[testing::put(number, "web")]).await;
     }
 
     async fn delete(&self, number: usize) {
-        self.commit(&[Op::Delete { key: maker::key(number) }]).await;
+        self.commit(&[Op::Delete { key: testing::key(number) }]).await;
     }
 
-    async fn get(&self, key: Key) -> Option<Entry> {
-        self.store.get(&maker::keys().format(&key)).await.expect("the memory store answers")
+    async fn write(&self, key: Key, value: Vec<u8>) {
+        self.commit(&[Op::Put { key: testing::keys().format(&key), value }]).await;
     }
 
-    async fn request(&self) -> Option<SignalRequest> {
-        let entry = self.get(signal_key()).await?;
-        Some(SignalRequest::decode(&entry.value).expect("a request"))
+    /// Registers a node and an instance of it under one lease, as an agent does.
+    async fn node(&self, name: &str, number: usize) -> LeaseId {
+        let lease = self.store.grant(LEASE.ttl).await.expect("a lease");
+        let (node, id) = (name.parse::<NodeName>().expect("a name"), testing::id(number));
+        let id = rollcall_shared::model::instance::InstanceId { node: node.clone(), ..id };
+        let put = |key: Key, value| Op::Put { key: testing::keys().format(&key), value };
+        let record: NodeRecord = testing::node_record(60);
+        let instance = testing::instance(number, "web");
+        let ops =
+            [put(Key::Node(node), codec::encode(&record)), put(Key::Instance(id), codec::encode(&instance))];
+        self.store.commit(&ops, Some(lease), None).await.expect("the memory store takes it");
+        lease
     }
 
-    /// The request that replaces the one of `last`.
-    async fn request_after(&self, last: Option<&SignalRequest>) -> SignalRequest {
-        until(async || self.request().await.filter(|request| Some(request) != last)).await
+    /// Says as the agent of a node that these containers are receivers; one with a reason refuses.
+    async fn receivers(&self, node: &str, receivers: &[(u8, Option<&str>)]) {
+        let receiver = |(number, refused): &(u8, Option<&str>)| Receiver {
+            incarnation: incarnation(*number),
+            name: "proxy".parse().expect("a name"),
+            refused: refused.map(str::to_owned),
+        };
+        let receivers = Receivers { v: V1, receivers: receivers.iter().map(receiver).collect() };
+        self.write(Key::Receivers(name(node), target_id()), codec::encode(&receivers)).await;
     }
 
-    /// Answers as the agent of node `h1`.
-    async fn ack(&self, request: &SignalRequest, outcome: Outcome) {
-        let SignalRequest { generation, attempt, .. } = *request;
-        let (containers, detail, at) = (vec![], "because".to_owned(), Timestamp::UNIX_EPOCH);
-        let ack = SignalAck { v: V1, generation, attempt, outcome, containers, detail, at };
-        let name = |text: &str| text.parse().expect("a name");
-        let key = Key::Ack(name("h1"), "c1".parse().expect("a name"), "web".parse().expect("a name"));
-        self.commit(&[Op::Put { key: maker::keys().format(&key), value: wire::encode(&ack) }]).await;
+    async fn request(&self, node: &str) -> Option<SignalRequest> {
+        let key = testing::keys().format(&Key::Signal(name(node), target_id()));
+        let entry = self.store.get(&key).await.expect("the memory store answers")?;
+        Some(codec::decode(&entry.value).expect("a request"))
+    }
+
+    /// The request to a node that replaces the one of `last`.
+    async fn request_after(&self, node: &str, last: Option<&SignalRequest>) -> SignalRequest {
+        until(async || self.request(node).await.filter(|request| Some(request) != last)).await
+    }
+
+    async fn no_request(&self, node: &str) {
+        until(async || self.request(node).await.is_none().then_some(())).await;
+    }
+
+    /// Answers as the agent of a node, for all that is requested.
+    async fn ack(&self, node: &str, request: &SignalRequest, failure: Option<&str>) {
+        let ack = |RequestedReceiver { incarnation, attempt }: &RequestedReceiver| Ack {
+            incarnation: *incarnation,
+            generation: request.generation,
+            attempt: *attempt,
+            failure: failure.map(str::to_owned),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let acks = Acks { v: V1, acks: request.receivers.iter().map(ack).collect() };
+        self.write(Key::Acks(name(node), target_id()), codec::encode(&acks)).await;
     }
 
     async fn file_has(&self, text: &str) {
@@ -129,26 +169,35 @@ impl Scene {
     }
 }
 
-impl Consumer {
+impl Running {
     fn reason(&self, part: &str) -> Option<String> {
-        self.crew.reason(part)
+        self.consumer.readiness.conditions().reason(part).map(str::to_owned)
     }
 
-    async fn is_well(&self) {
-        until(async || self.crew.health.report().0.then_some(())).await;
+    async fn is_ready(&self) {
+        until(async || self.consumer.readiness.conditions().is_ready().then_some(())).await;
     }
 
-    async fn is_ill(&self, part: &str, reason: &str) {
+    async fn is_not_ready(&self, part: &str, reason: &str) {
         let found = async || self.reason(part).filter(|found| found.contains(reason));
         until(found).await;
     }
 }
 
-fn signal_key() -> Key {
-    Key::Signal("c1".parse().expect("a name"), "web".parse().expect("a name"))
+fn name(text: &str) -> NodeName {
+    text.parse().expect("a name")
 }
 
-/// Looks until it is there.
+fn target_id() -> TargetId {
+    TargetId { consumer: "c1".parse().expect("a name"), target: "web".parse().expect("a name") }
+}
+
+fn incarnation(number: u8) -> Incarnation {
+    let container = format!("{number:012x}").parse().expect("an ID");
+    Incarnation { container, started_at: Timestamp::UNIX_EPOCH }
+}
+
+/// Asks until it is there.
 async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..100_000 {
         if let Some(found) = look().await {
@@ -159,9 +208,9 @@ async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     panic!("it never came");
 }
 
-/// Lets everything settle that has no time to wait for.
-async fn settle() {
-    tokio::time::sleep(Duration::from_secs(2)).await;
+/// Lets everything happen that is due soon.
+async fn pass() {
+    tokio::time::sleep(Duration::from_secs(7)).await;
 }
 
 fn with_signal() -> String {
@@ -172,193 +221,281 @@ fn with_signal() -> String {
 async fn a_change_is_installed_and_signalled_until_it_is_acked() {
     let scene = Scene::new();
     scene.put(1).await;
-    let consumer = scene.start(&with_signal()).await;
+    let running = scene.start(&with_signal()).await;
     scene.file_has("10.0.0.1 8001\n").await;
-    let first = scene.request_after(None).await;
-    consumer.is_ill("notify web", "waiting for an agent to signal container proxy").await;
-    scene.ack(&first, Outcome::Delivered).await;
-    consumer.is_well().await;
+    running.is_not_ready("notify web", "waiting for a container to signal: container proxy").await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let first = scene.request_after("h1", None).await;
+    assert_eq!(first.receivers, [RequestedReceiver { incarnation: incarnation(1), attempt: 1 }]);
+    scene.ack("h1", &first, None).await;
+    running.is_ready().await;
+    scene.no_request("h1").await;
     scene.put(2).await;
     scene.file_has("10.0.0.1 8001\n10.0.0.2 8002\n").await;
-    let second = scene.request_after(Some(&first)).await;
+    let second = scene.request_after("h1", Some(&first)).await;
     assert!(second.generation > first.generation);
-    assert_eq!(second.attempt, 1);
+    assert_eq!(second.receivers[0].attempt, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_signal_that_failed_is_asked_for_again() {
+async fn every_node_with_a_receiver_is_asked_and_one_that_fails_holds_nobody_up() {
     let scene = Scene::new();
-    let consumer = scene.start(&with_signal()).await;
-    let first = scene.request_after(None).await;
-    scene.ack(&first, Outcome::Failed).await;
-    consumer.is_ill("notify web", "HUP to container proxy: node h1 failed: because").await;
-    let second = scene.request_after(Some(&first)).await;
-    assert_eq!((second.generation, second.attempt), (first.generation, 2));
-    assert_eq!(second.asked_at, first.asked_at);
-    scene.ack(&second, Outcome::Refused).await;
-    let third = scene.request_after(Some(&second)).await;
-    assert_eq!(third.attempt, 3);
-    scene.ack(&third, Outcome::Delivered).await;
-    consumer.is_well().await;
+    scene.receivers("h1", &[(1, None)]).await;
+    scene.receivers("h2", &[(2, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let (one, two) = (scene.request_after("h1", None).await, scene.request_after("h2", None).await);
+    scene.ack("h1", &one, None).await;
+    scene.ack("h2", &two, Some("because")).await;
+    scene.no_request("h1").await;
+    let reason = "HUP to container proxy: node h2 could not signal container proxy: because";
+    running.is_not_ready("notify web", reason).await;
+    let again = until(async || {
+        let request = scene.request("h2").await?;
+        (request.receivers[0].attempt == 2).then_some(request)
+    });
+    let again = again.await;
+    assert_eq!(again.generation, two.generation);
+    assert_eq!(scene.request("h1").await, None, "it has taken the change");
+    scene.ack("h2", &again, None).await;
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_refuses_is_named_and_signalled_as_soon_as_it_is_allowed() {
+    let scene = Scene::new();
+    scene.receivers("h1", &[(1, Some("container proxy allows no HUP"))]).await;
+    let running = scene.start(&with_signal()).await;
+    running.is_not_ready("notify web", "node h1 refuses: container proxy allows no HUP").await;
+    assert_eq!(scene.request("h1").await, None);
+    scene.receivers("h1", &[(1, None)]).await;
+    let request = scene.request_after("h1", None).await;
+    scene.ack("h1", &request, None).await;
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_appears_later_is_signalled_alone() {
+    let scene = Scene::new();
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let first = scene.request_after("h1", None).await;
+    scene.ack("h1", &first, None).await;
+    running.is_ready().await;
+    scene.receivers("h1", &[(1, None), (2, None)]).await;
+    let second = scene.request_after("h1", Some(&first)).await;
+    assert_eq!(second.generation, first.generation);
+    assert_eq!(second.receivers, [RequestedReceiver { incarnation: incarnation(2), attempt: 1 }]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_crash_between_install_and_ack_is_notified_after_the_restart() {
     let scene = Scene::new();
     scene.put(1).await;
+    scene.receivers("h1", &[(1, None)]).await;
     let crashed = scene.start(&with_signal()).await;
-    let first = scene.request_after(None).await;
+    let first = scene.request_after("h1", None).await;
     drop(crashed);
-    let consumer = scene.start(&with_signal()).await;
-    let second = scene.request_after(Some(&first)).await;
-    assert_ne!(second.generation, first.generation, "the file is as it was, and still it is owed");
-    scene.ack(&second, Outcome::Delivered).await;
-    consumer.is_well().await;
-    settle().await;
-    drop(consumer);
-    let consumer = scene.start(&with_signal()).await;
-    consumer.is_well().await;
-    settle().await;
-    assert_eq!(scene.request().await, Some(second), "what was acked is not asked for again");
+    let running = scene.start(&with_signal()).await;
+    let second = scene.request_after("h1", Some(&first)).await;
+    assert_ne!(second.generation, first.generation, "the file is as it was, and still it is notified");
+    scene.ack("h1", &second, None).await;
+    running.is_ready().await;
+    pass().await;
+    drop(running);
+    let running = scene.start(&with_signal()).await;
+    running.is_ready().await;
+    pass().await;
+    assert_eq!(scene.request("h1").await, None, "what was acked is not requested again");
+    scene.receivers("h1", &[(2, None)]).await;
+    let third = scene.request_after("h1", None).await;
+    assert_eq!(third.generation, second.generation, "a new receiver takes the change that there is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_goes_on_with_the_change_that_it_finds() {
+    let scene = Scene::new();
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let first = scene.request_after("h1", None).await;
+    // Remembered, though nobody has acked it.
+    pass().await;
+    running.consumer.supervisor.end().await;
+    let _running = scene.start(&with_signal()).await;
+    let second = scene.request_after("h1", None).await;
+    assert_eq!(second, first, "an agent that has delivered it will not do so again");
 }
 
 #[tokio::test(start_paused = true)]
 async fn going_back_to_the_acked_file_is_notified_also_after_a_crash() {
     let scene = Scene::new();
     scene.put(1).await;
+    scene.receivers("h1", &[(1, None)]).await;
     let crashed = scene.start(&with_signal()).await;
-    let first = scene.request_after(None).await;
-    scene.ack(&first, Outcome::Delivered).await;
-    until(async || scene.path("state/web.acked.json").exists().then_some(())).await;
+    let first = scene.request_after("h1", None).await;
+    scene.ack("h1", &first, None).await;
+    until(async || scene.path("state/web.state.json").exists().then_some(())).await;
+    crashed.is_ready().await;
     scene.put(2).await;
-    let second = scene.request_after(Some(&first)).await;
+    let second = scene.request_after("h1", Some(&first)).await;
     scene.delete(2).await;
-    let third = scene.request_after(Some(&second)).await;
+    let third = scene.request_after("h1", Some(&second)).await;
     assert_eq!(scene.file(), "10.0.0.1 8001\n", "as it was acked, but the target may run with the second");
     drop(crashed);
-    let _consumer = scene.start(&with_signal()).await;
-    let fourth = scene.request_after(Some(&third)).await;
-    assert_ne!(fourth.generation, third.generation);
+    let _running = scene.start(&with_signal()).await;
+    let fourth = scene.request_after("h1", Some(&third)).await;
+    assert_ne!(fourth.generation, first.generation);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_ack_of_an_earlier_installation_settles_nothing() {
+async fn an_ack_of_an_earlier_change_counts_for_nothing() {
     let scene = Scene::new();
-    let consumer = scene.start(&with_signal()).await;
-    let first = scene.request_after(None).await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let first = scene.request_after("h1", None).await;
     scene.put(1).await;
-    let second = scene.request_after(Some(&first)).await;
-    scene.ack(&first, Outcome::Delivered).await;
-    consumer.is_ill("notify web", "waiting").await;
-    assert!(!scene.path("state/web.acked.json").exists());
-    scene.ack(&second, Outcome::Delivered).await;
-    consumer.is_well().await;
-    until(async || scene.path("state/web.acked.json").exists().then_some(())).await;
+    let second = scene.request_after("h1", Some(&first)).await;
+    scene.ack("h1", &first, None).await;
+    running.is_not_ready("notify web", "waiting for an agent to signal container proxy").await;
+    assert_eq!(scene.request("h1").await.as_ref(), Some(&second));
+    scene.ack("h1", &second, None).await;
+    running.is_ready().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_does_not_change_the_file_is_neither_written_nor_signalled() {
     let scene = Scene::new();
     scene.put(1).await;
-    let consumer = scene.start(&with_signal()).await;
-    let first = scene.request_after(None).await;
-    scene.ack(&first, Outcome::Delivered).await;
-    consumer.is_well().await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let first = scene.request_after("h1", None).await;
+    scene.ack("h1", &first, None).await;
+    running.is_ready().await;
     let inode = fs::metadata(scene.path("file")).expect("a file").ino();
-    let tagged = Instance { tags: vec!["blue".to_owned()], ..maker::instance(1, "web") };
-    let failing = Instance { status: Status::Failing, ..maker::instance(2, "web") };
+    let tagged = Instance { tags: vec!["blue".to_owned()], ..testing::instance(1, "web") };
+    let failing = Instance { status: Status::Failing, ..testing::instance(2, "web") };
     for (number, instance) in [(1, tagged), (2, failing)] {
-        scene.commit(&[Op::Put { key: maker::key(number), value: wire::encode(&instance) }]).await;
-        settle().await;
+        scene.commit(&[Op::Put { key: testing::key(number), value: codec::encode(&instance) }]).await;
+        pass().await;
     }
     assert_eq!(fs::metadata(scene.path("file")).expect("a file").ino(), inode);
-    assert_eq!(scene.request().await, Some(first));
+    assert_eq!(scene.request("h1").await, None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_session_is_opened_anew_with_the_requests_that_stand() {
+async fn under_a_new_session_what_is_still_due_is_requested_again() {
     let scene = Scene::new();
-    let consumer = scene.start(&with_signal()).await;
-    let request = scene.request_after(None).await;
-    let lease = scene.get(signal_key()).await.and_then(|entry| entry.lease).expect("a lease");
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let request = scene.request_after("h1", None).await;
+    let key = testing::keys().format(&Key::Signal(name("h1"), target_id()));
+    let lease =
+        scene.store.get(&key).await.expect("an answer").and_then(|entry| entry.lease).expect("a lease");
     scene.store.revoke(lease).await.expect("it lives");
-    assert_eq!(scene.request().await, None);
-    assert_eq!(scene.request_after(None).await, request);
-    scene.ack(&request, Outcome::Delivered).await;
-    consumer.is_well().await;
-    consumer.crew.end().await;
-    assert_eq!(scene.request().await, None, "at the end the session goes, and its requests with it");
+    assert_eq!(scene.request("h1").await, None);
+    assert_eq!(scene.request_after("h1", None).await, request);
+    scene.ack("h1", &request, None).await;
+    running.is_ready().await;
+    running.consumer.supervisor.end().await;
+    let left = scene.store.list(&testing::keys().consumers()).await.expect("a listing").entries;
+    assert_eq!(left, [], "at the end the session goes, and its keys with it");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_another_host_holds_stops_no_file() {
+async fn a_consumer_that_signals_nobody_goes_on() {
     let scene = Scene::new();
-    let key = maker::keys().format(&Key::Consumer("c1".parse().expect("a name")));
-    let record = ConsumerRecord {
-        v: V1,
-        host: "elsewhere".to_owned(),
-        holder: "other".to_owned(),
-        targets: vec![],
-        version: "0".to_owned(),
-        started_at: Timestamp::UNIX_EPOCH,
-        ttl_seconds: 60,
-    };
+    let mut running = scene.start("format = \"citus-workers\"").await;
+    running.is_ready().await;
+    let ended = tokio::time::timeout(LEASE.ttl * 2, running.consumer.supervisor.watch()).await;
+    assert!(ended.is_err(), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_another_consumer_holds_stops_no_file() {
+    let scene = Scene::new();
+    let key = testing::keys().format(&Key::Consumer("c1".parse().expect("a name")));
+    let mut claim = Claim::new("another state folder".to_owned(), 60);
+    claim.host = "elsewhere".to_owned();
+    let record = ConsumerRecord { v: V1, claim, targets: BTreeMap::new() };
     let lease = scene.store.grant(LEASE.ttl).await.expect("a lease");
-    let claim = [Op::Put { key, value: wire::encode(&record) }];
-    scene.store.commit(&claim, Some(lease), None).await.expect("a claim");
+    let put = [Op::Put { key, value: codec::encode(&record) }];
+    scene.store.commit(&put, Some(lease), None).await.expect("a claim");
     scene.put(1).await;
-    let consumer = scene.start(&with_signal()).await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
     scene.file_has("10.0.0.1 8001").await;
-    consumer.is_ill("session", "held by elsewhere").await;
-    assert_eq!(scene.request().await, None);
-    scene.request_after(None).await;
-    assert_eq!(consumer.reason("session"), None, "the other's lease has ended");
+    running.is_not_ready("claim", "held by another state folder on elsewhere").await;
+    assert_eq!(scene.request("h1").await, None);
+    let request = scene.request_after("h1", None).await;
+    scene.ack("h1", &request, None).await;
+    running.is_ready().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_has_lost_everything_empties_no_file_until_the_agents_had_their_time() {
+async fn after_the_store_went_back_a_file_stays_until_the_nodes_have_registered_again() {
     let scene = Scene::new();
-    scene.put(1).await;
-    let consumer = scene.start("format = \"citus-workers\"").await;
+    let empty = scene.store.backup();
+    scene.node("h1", 1).await;
+    scene.node("h2", 2).await;
+    let running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.1 8001\n10.0.0.2 8002\n").await;
+    scene.store.restore(empty);
+    running.is_not_ready("retention", "the store went back: 2 instances are kept").await;
+    pass().await;
+    assert_eq!(scene.file().lines().count(), 2);
+    // One node registers again, with another instance than before; the other one never does.
+    scene.node("h1", 3).await;
+    scene.file_has("10.0.0.3 8003").await;
+    until(async || (!scene.file().contains("10.0.0.1 ")).then_some(())).await;
+    assert!(scene.file().contains("10.0.0.2 "));
+    until(async || (scene.file() == "10.0.0.3 8003\n").then_some(())).await;
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_after_the_store_was_wiped_empties_no_file() {
+    let scene = Scene::new();
+    let empty = scene.store.backup();
+    scene.node("h1", 1).await;
+    let running = scene.start("format = \"citus-workers\"").await;
     scene.file_has("10.0.0.1 8001").await;
-    // The watch finds its history gone, and lists a store without instances.
-    let entry = [Op::Delete { key: maker::key(1) }];
-    let revision = scene.store.commit(&entry, None, None).await.expect("a commit");
-    scene.store.compact(revision);
-    consumer.is_ill("target web", "the store was found without any instance").await;
+    pass().await;
+    running.consumer.supervisor.end().await;
+    scene.store.restore(empty);
+    let running = scene.start("format = \"citus-workers\"").await;
+    running.is_not_ready("retention", "the store went back: 1 instances are kept").await;
     assert_eq!(scene.file(), "10.0.0.1 8001\n");
-    scene.put(2).await;
-    scene.file_has("10.0.0.2 8002").await;
-    assert!(!scene.file().contains("10.0.0.1"), "once agents register again, what is gone is gone");
+    until(async || scene.file().is_empty().then_some(())).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_instance_that_goes_while_it_is_watched_empties_the_file_at_once() {
     let scene = Scene::new();
     scene.put(1).await;
-    let _consumer = scene.start("format = \"citus-workers\"").await;
+    let _running = scene.start("format = \"citus-workers\"").await;
     scene.file_has("10.0.0.1 8001").await;
     scene.delete(1).await;
     until(async || scene.file().is_empty().then_some(())).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mass_loss_is_held_for_the_guards_time() {
+async fn hosts_that_are_lost_at_once_are_held_for_the_guards_time_and_a_withdrawal_is_not() {
     let scene = Scene::new();
+    let mut leases = Vec::new();
     for number in 1..=4 {
-        scene.put(number).await;
+        leases.push(scene.node(&format!("h{number}"), number).await);
     }
     let guard = "format = \"citus-workers\"\nguard = { max_loss = \"50%\", hold = \"60s\" }";
-    let consumer = scene.start(guard).await;
+    let running = scene.start(guard).await;
     scene.file_has("10.0.0.4").await;
-    let gone: Vec<Op> = (2..=4).map(|number| Op::Delete { key: maker::key(number) }).collect();
-    scene.commit(&gone).await;
-    consumer.is_ill("target web", "3 of 4 instances vanished at once: more than guard.max_loss, 50%").await;
+    for lease in &leases[1..] {
+        scene.store.revoke(*lease).await.expect("it lives");
+    }
+    running.is_not_ready("target web", "max_loss").await;
     let held_since = tokio::time::Instant::now();
-    assert_eq!(scene.file().lines().count(), 4);
+    assert!(scene.file().lines().count() >= 3, "{}", scene.file());
     until(async || (scene.file().lines().count() == 1).then_some(())).await;
-    assert!(held_since.elapsed() >= Duration::from_secs(59));
-    consumer.is_well().await;
+    assert!(held_since.elapsed() >= Duration::from_secs(50));
+    running.is_ready().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -367,14 +504,14 @@ async fn a_template_that_fails_keeps_the_last_file_and_is_tried_again() {
     scene.put(1).await;
     let template = scene.path("list.j2");
     fs::write(&template, "{{ instances[0].endpoint }}\n").expect("a file");
-    let consumer = scene.start(&format!("template = \"{}\"", template.display())).await;
+    let running = scene.start(&format!("template = \"{}\"", template.display())).await;
     scene.file_has("10.0.0.1:8001").await;
     scene.delete(1).await;
-    consumer.is_ill("target web", "line 1: `instances[0]` is undefined").await;
+    running.is_not_ready("target web", "line 1: `instances[0]` is undefined").await;
     assert_eq!(scene.file(), "10.0.0.1:8001\n");
     fs::write(&template, "none\n").expect("a file");
     scene.file_has("none").await;
-    consumer.is_well().await;
+    running.is_ready().await;
 }
 
 #[tokio::test]
@@ -382,17 +519,17 @@ async fn a_file_that_its_check_refuses_is_not_installed() {
     let scene = Scene::new();
     scene.put(1).await;
     let check = "format = \"citus-workers\"\ncheck = \"sh -c 'grep -q 10.0.0.1 {file} || (echo no one >&2; exit 1)'\"";
-    let consumer = scene.start(check).await;
+    let running = scene.start(check).await;
     scene.file_has("10.0.0.1 8001").await;
-    consumer.is_well().await;
+    running.is_ready().await;
     scene.delete(1).await;
     let reason = "the check refuses the new file: sh ended with exit code 1: no one";
-    consumer.is_ill("target web", reason).await;
+    running.is_not_ready("target web", reason).await;
     assert_eq!(scene.file(), "10.0.0.1 8001\n");
     let left = fs::read_dir(scene.dir.path()).expect("a folder").flatten();
     assert!(left.map(|entry| entry.file_name()).all(|name| !name.to_string_lossy().contains(".rollcall-")));
     scene.put(1).await;
-    consumer.is_well().await;
+    running.is_ready().await;
 }
 
 #[tokio::test]
@@ -400,10 +537,10 @@ async fn a_command_that_fails_is_run_until_it_works() {
     let scene = Scene::new();
     let (runs, works) = (scene.path("runs"), scene.path("works"));
     let command = format!("sh -c 'echo {{file}} >> {}; test -e {}'", runs.display(), works.display());
-    let consumer = scene.start(&format!("format = \"json\"\nnotify = {{ command = {command:?} }}")).await;
-    consumer.is_ill("notify web", "notify: sh ended with exit code 1").await;
+    let running = scene.start(&format!("format = \"json\"\nnotify = {{ command = {command:?} }}")).await;
+    running.is_not_ready("notify web", "notify: sh ended with exit code 1").await;
     fs::write(&works, "").expect("a file");
-    consumer.is_well().await;
+    running.is_ready().await;
     let runs = fs::read_to_string(runs).expect("a file");
     assert!(runs.lines().count() >= 2);
     assert!(runs.lines().all(|line| line.ends_with("/file")), "{runs}");
@@ -413,46 +550,49 @@ async fn a_command_that_fails_is_run_until_it_works() {
 async fn once_is_done_with_the_ack_and_fails_without() {
     let scene = Scene::new();
     scene.put(1).await;
-    let (mut crew, targets) = scene.ready(&with_signal()).await;
-    let failed = crew.work_once(targets, SOON).await.expect_err("nobody acks").to_string();
+    let (mut consumer, targets) = scene.ready(&with_signal()).await;
+    let failed = consumer.once(targets).await.expect_err("nobody acks").to_string();
     assert_eq!(
         failed,
-        "target web: its notification was not acked within --wait (10s): waiting for an agent to signal \
+        "target web: its notification was not acked within --wait (10s): waiting for a container to signal: \
          container proxy"
     );
-    crew.end().await;
-    let (mut crew, targets) = scene.ready(&with_signal()).await;
+    consumer.supervisor.end().await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let (mut consumer, targets) = scene.ready(&with_signal()).await;
     let agent = async {
-        let request = scene.request_after(None).await;
-        scene.ack(&request, Outcome::Delivered).await;
+        let request = scene.request_after("h1", None).await;
+        scene.ack("h1", &request, None).await;
     };
-    let (done, ()) = tokio::join!(crew.work_once(targets, SOON), agent);
+    let (done, ()) = tokio::join!(consumer.once(targets), agent);
     done.expect("it was acked");
-    assert!(scene.path("state/web.acked.json").exists());
+    consumer.supervisor.end().await;
+    let (mut consumer, targets) = scene.ready(&with_signal()).await;
+    consumer.once(targets).await.expect("there is nothing left to do");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_wrong_at_the_start_is_said_before_anything_is_touched() {
     let scene = Scene::new();
     let dest = scene.path("file");
-    for (rest, prepare, expected) in [
-        ("format = \"json\"", "folder", format!("dest is {}: expected a file", dest.display())),
-        ("template = \"/no/such.j2\"", "", "cannot read the template /no/such.j2: No such file".to_owned()),
+    for (rest, is_folder, expected) in [
+        ("format = \"json\"", true, format!("dest is {}: expected a file", dest.display())),
+        ("template = \"/no/such.j2\"", false, "template is /no/such.j2: ".to_owned()),
     ] {
-        if prepare == "folder" {
+        if is_folder {
             fs::create_dir(&dest).expect("a folder");
         }
-        let made = scene.crew().presses(&scene.plan(rest), &LEASE, scene.path("state")).await;
-        let error = made.map(drop).expect_err(rest).to_string();
+        let opened = Opened::open(&scene.plan(rest), scene.path("state")).await;
+        let error = opened.map(drop).expect_err(rest).to_string();
         assert!(error.starts_with("target web: ") && error.contains(&expected), "{error}");
-        if prepare == "folder" {
+        if is_folder {
             fs::remove_dir(&dest).expect("a folder");
         }
     }
     fs::write(scene.path("blocked"), "").expect("a file");
-    let made = scene.crew().presses(&scene.plan(&with_signal()), &LEASE, scene.path("blocked")).await;
-    let error = made.map(drop).expect_err("a file is no folder").to_string();
-    assert!(error.starts_with("--state-dir is ") && error.contains("expected a folder"), "{error}");
+    let opened = Opened::open(&scene.plan(&with_signal()), scene.path("blocked")).await;
+    let error = opened.map(drop).expect_err("a file is no folder").to_string();
+    assert!(error.starts_with("--state-dir is "), "{error}");
     assert!(!dest.exists());
 }
 
@@ -462,7 +602,7 @@ async fn a_linked_destination_is_written_through_its_link() {
     scene.put(1).await;
     fs::create_dir(scene.path("real")).expect("a folder");
     symlink("real/workers", scene.path("file")).expect("a link");
-    let _consumer = scene.start("format = \"citus-workers\"").await;
+    let _running = scene.start("format = \"citus-workers\"").await;
     scene.file_has("10.0.0.1 8001").await;
     assert!(fs::symlink_metadata(scene.path("file")).expect("a link").is_symlink());
     assert!(scene.path("real/workers").is_file());

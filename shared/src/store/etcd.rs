@@ -1,33 +1,40 @@
 //! The store in etcd (API v3), the only file that names `etcd_client`.
 //!
-//! One connection at a time: it stays with a member until that one fails, then goes to the next.
+//! One connection at a time: it stays with a member until that one fails, then goes to the next. Processes begin at
+//! random members.
 
 use std::{
+    io,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions, Txn,
-    TxnOp, WatchOptions, WatchResponse, WatchStream,
+    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions,
+    ResponseHeader, Txn, TxnOp, WatchOptions, WatchResponse, WatchStream,
 };
 use futures_util::{StreamExt, stream};
 
 use super::{
-    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Pages, Revision, Store, StoreError, Watch, is_folder,
-    settings::EtcdSettings,
+    Batch, Change, Entry, Guard, KeyRange, LeaseId, Listing, Op, Pages, Position, Revision, Store,
+    StoreError, StoreId, Watch, settings::EtcdSettings,
 };
+use crate::process::setting::SettingError;
 
 /// etcd's default limit of writes in a transaction (`--max-txn-ops`).
-const OPS_PER_TRANSACTION: usize = 128;
+const MAX_TRANSACTION_OPS: usize = 128;
 /// Below etcd's default limit of a request's size, 1.5 MiB (`--max-request-bytes`).
-const BYTES_PER_TRANSACTION: usize = 1 << 20;
-/// Keys in one page of a listing, some 1 MiB of instances: etcd takes no longer for all pages than for one,
-/// and each is read while it makes the next.
-const PAGE: i64 = 2048;
+const MAX_TRANSACTION_BYTES: usize = 1 << 20;
+/// Keys in one page of a listing, some 1 MiB of instances: etcd takes no longer for all pages than for one, and each is
+/// read while it makes the next.
+const MAX_PAGE_KEYS: i64 = 2048;
 /// The largest answer taken, in bytes: a page of the largest values, or a long catch-up of a watch.
-const LARGEST_ANSWER: usize = 256 << 20;
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// How often a member is pinged, so that one that went away without a word is noticed. etcd allows a ping every 5 s.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long it may take to answer the ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A store in etcd.
 pub struct EtcdStore {
@@ -47,13 +54,12 @@ impl EtcdStore {
     /// A store at the endpoints of the settings. Connects when first used.
     ///
     /// # Errors
-    /// A certificate or key that cannot be read, as [`StoreError::Invalid`] naming the setting.
+    /// A certificate or key that cannot be read, as [`StoreError::Setting`].
     pub fn new(settings: EtcdSettings) -> Result<Self, StoreError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(settings.dial_timeout)
             .with_timeout(settings.command_timeout)
-            // Finds a member that went away without a word; etcd allows a ping every 5 s.
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
+            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             // A member cut off from its peers ends its watches instead of keeping silent.
             .with_require_leader(true)
             .with_auto_token_refresh(true);
@@ -63,7 +69,8 @@ impl EtcdStore {
         if let Some(tls) = settings.tls()? {
             options = options.with_tls(tls);
         }
-        Ok(Self { settings, options, connection: Mutex::new((0, None)) })
+        let first = fastrand::usize(..settings.endpoints.len().max(1));
+        Ok(Self { settings, options, connection: Mutex::new((first, None)) })
     }
 
     /// The connection in use, or a new one to the endpoint whose turn it is.
@@ -72,7 +79,7 @@ impl EtcdStore {
         if let Some(client) = open {
             return Ok((index, client));
         }
-        let endpoint = &self.settings.endpoints[index % self.settings.endpoints.len()];
+        let endpoint = self.endpoint(index);
         let connect = Client::connect([endpoint], Some(self.options.clone()));
         let client = match tokio::time::timeout(self.settings.dial_timeout, connect).await {
             Ok(connected) => connected.map_err(|error| self.failed(index, error))?,
@@ -85,17 +92,25 @@ impl EtcdStore {
         Ok((index, client))
     }
 
+    fn endpoint(&self, index: usize) -> &str {
+        &self.settings.endpoints[index % self.settings.endpoints.len()]
+    }
+
     /// Classifies an error, and leaves the endpoint if it is the endpoint's fault.
     fn failed(&self, index: usize, error: Error) -> StoreError {
-        let endpoint = &self.settings.endpoints[index % self.settings.endpoints.len()];
-        let error = classify(endpoint, error);
-        if matches!(error, StoreError::Unavailable(_)) {
-            let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-            if connection.0 == index {
-                *connection = (index.wrapping_add(1), None);
-            }
+        let error = classify(self.endpoint(index), error);
+        if matches!(error, StoreError::Unavailable { .. }) {
+            self.leave(index);
         }
         error
+    }
+
+    /// Goes on to the next endpoint, unless another task has.
+    fn leave(&self, index: usize) {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.0 == index {
+            *connection = (index.wrapping_add(1), None);
+        }
     }
 
     /// Runs a call on the connection in use, and on each other endpoint once if that one is not
@@ -108,7 +123,7 @@ impl EtcdStore {
         for _ in &self.settings.endpoints {
             let (index, client) = match self.client().await {
                 Ok(connected) => connected,
-                Err(error @ StoreError::Unavailable(_)) => {
+                Err(error @ StoreError::Unavailable { .. }) => {
                     last = Some(error);
                     continue;
                 }
@@ -119,47 +134,69 @@ impl EtcdStore {
                 Err(_) => Err(timed_out("waiting for an answer")),
             };
             match answer.map_err(|error| self.failed(index, error)) {
-                Err(error @ StoreError::Unavailable(_)) => last = Some(error),
+                Err(error @ StoreError::Unavailable { .. }) => last = Some(error),
                 answer => return answer,
             }
         }
-        Err(last.unwrap_or_else(|| StoreError::Invalid("no etcd endpoint is set".to_owned())))
+        Err(last.unwrap_or_else(|| SettingError::missing("--etcd", "one URL or more").into()))
     }
 
     /// Reads a page at a revision, or now where that is 0; gives where the next page starts, if there is one.
     async fn page(
         &self,
         from: Vec<u8>,
-        end: Option<Vec<u8>>,
+        to: Option<&str>,
         revision: Revision,
     ) -> Result<(Listing, Option<Vec<u8>>), StoreError> {
-        let options = GetOptions::new().with_limit(PAGE).with_revision(revision.0);
-        let options = match end {
-            Some(end) => options.with_range(end),
+        let options = GetOptions::new().with_limit(MAX_PAGE_KEYS).with_revision(revision.0);
+        let options = match to {
+            Some(to) => options.with_range(to),
             None => options,
         };
         let mut answer = self
             .call(|client| {
                 let (from, options) = (from.clone(), options.clone());
                 async move {
-                    let mut kv = client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
+                    let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
                     kv.get(from, Some(options)).await
                 }
             })
             .await?;
-        let revision = match revision {
-            Revision(0) => Revision(answer.header().map_or(0, |header| header.revision())),
-            revision => revision,
-        };
+        let now = position(answer.header());
+        let position = if revision == Revision(0) { now } else { Position { revision, ..now } };
         // The next key in order is the last one with a zero byte behind it.
         let next = answer.kvs().last().filter(|_| answer.more()).map(|last| [last.key(), &[0]].concat());
         let entries = answer.take_kvs().into_iter().map(entry).collect();
-        Ok((Listing { entries, revision }, next))
+        Ok((Listing { entries, position }, next))
+    }
+
+    /// Where the store is, read from the majority: no member lags behind that. The key is one that may be read.
+    async fn position(&self, key: &str) -> Result<Position, StoreError> {
+        let options = GetOptions::new().with_count_only();
+        let read = |client: Client| {
+            let options = options.clone();
+            async move { client.kv_client().get(key, Some(options)).await }
+        };
+        Ok(position(self.call(read).await?.header()))
     }
 }
 
+/// What the header of an answer says of the member's own state.
+fn position(header: Option<&ResponseHeader>) -> Position {
+    let (store, revision) = header.map_or((0, 0), |header| (header.cluster_id(), header.revision()));
+    Position { store: StoreId(store), revision: Revision(revision) }
+}
+
 fn timed_out(doing: &str) -> Error {
-    Error::IoError(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("timed out {doing}")))
+    Error::IoError(io::Error::new(io::ErrorKind::TimedOut, format!("timed out {doing}")))
+}
+
+fn place(endpoint: &str) -> String {
+    format!("etcd at {endpoint}")
+}
+
+fn unavailable(endpoint: &str, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+    StoreError::Unavailable { place: place(endpoint), source: reason.into() }
 }
 
 fn classify(endpoint: &str, error: Error) -> StoreError {
@@ -168,42 +205,38 @@ fn classify(endpoint: &str, error: Error) -> StoreError {
     const NOT_FOUND: i32 = 5;
     const PERMISSION_DENIED: i32 = 7;
     const UNAUTHENTICATED: i32 = 16;
-    let said = |text: &str| format!("etcd at {endpoint}: {text}");
+    let place = place(endpoint);
     match error {
         Error::GRpcStatus(status) => {
-            let message = status.message();
+            let message = status.message().to_owned();
             match i32::from(status.code()) {
                 NOT_FOUND if message.contains("lease not found") => StoreError::LeaseNotFound,
-                PERMISSION_DENIED | UNAUTHENTICATED => StoreError::Denied(said(message)),
+                PERMISSION_DENIED | UNAUTHENTICATED => StoreError::Denied { place, message },
                 INVALID_ARGUMENT if message.contains("authentication") || message.contains("user") => {
-                    StoreError::Denied(said(message))
+                    StoreError::Denied { place, message }
                 }
-                INVALID_ARGUMENT => StoreError::Invalid(said(message)),
-                _ => StoreError::Unavailable(said(&chain(&status))),
+                INVALID_ARGUMENT => StoreError::Refused { place, message },
+                _ => StoreError::Unavailable { place, source: root(&status).into() },
             }
         }
         Error::LeaseKeepAliveError(message) if message.contains("lease not found") => {
             StoreError::LeaseNotFound
         }
-        Error::InvalidArgs(message) => StoreError::Invalid(said(&message)),
-        Error::InvalidUri(error) => StoreError::Invalid(said(&error.to_string())),
-        error => StoreError::Unavailable(said(&error.to_string())),
+        Error::InvalidArgs(message) => StoreError::Refused { place, message },
+        Error::InvalidUri(error) => StoreError::Refused { place, message: error.to_string() },
+        error => StoreError::Unavailable { place, source: error.into() },
     }
 }
 
-/// An error and its causes on one line, without what a cause repeats: the cause of a gRPC status is
-/// where a refused connection or a bad certificate is named.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut causes = Vec::new();
+/// The last cause of an error: of a gRPC status it is the one that names a refused connection or a bad certificate.
+fn root(error: &dyn std::error::Error) -> String {
+    let mut root = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        causes.push(cause.to_string());
+        root = cause.to_string();
         next = cause.source();
     }
-    match causes.pop() {
-        Some(root) => root,
-        None => error.to_string(),
-    }
+    root
 }
 
 fn lease(id: i64) -> Option<LeaseId> {
@@ -236,7 +269,7 @@ fn transactions(ops: &[Op]) -> Vec<&[Op]> {
             Op::Put { key, value } => key.len() + value.len(),
             Op::Delete { key } => key.len(),
         };
-        let full = index - start == OPS_PER_TRANSACTION || bytes + size > BYTES_PER_TRANSACTION;
+        let full = index - start == MAX_TRANSACTION_OPS || bytes + size > MAX_TRANSACTION_BYTES;
         if index > start && (full || keys.contains(op.key())) {
             chunks.push(&ops[start..index]);
             (start, bytes) = (index, 0);
@@ -290,44 +323,45 @@ impl Store for EtcdStore {
         ops: &[Op],
         lease: Option<LeaseId>,
         guard: Option<&Guard>,
-    ) -> Result<Revision, StoreError> {
-        let chunks = if ops.is_empty() { vec![ops] } else { transactions(ops) };
-        let mut newest = Revision::default();
-        for chunk in chunks {
+    ) -> Result<Vec<Revision>, StoreError> {
+        let mut revisions = Vec::with_capacity(ops.len());
+        for chunk in transactions(ops) {
             let answer = self
                 .call(|client| async move { client.kv_client().txn(transaction(chunk, lease, guard)).await })
                 .await?;
             if let Some(Guard { key, .. }) = guard.filter(|_| !answer.succeeded()) {
                 return Err(StoreError::GuardFailed { key: key.clone() });
             }
-            newest = Revision(answer.header().map_or(0, |header| header.revision()));
+            let Position { revision, .. } = position(answer.header());
+            revisions.extend(chunk.iter().map(|_| revision));
         }
-        Ok(newest)
+        Ok(revisions)
     }
 
-    fn pages<'a>(&'a self, prefix: &'a str) -> Pages<'a> {
+    fn pages<'a>(&'a self, range: &'a KeyRange) -> Pages<'a> {
+        let (from, to) = range.bounds();
         // Revision 0 is the newest; the pages after the first stay at the first one's.
-        let start = Some((prefix.as_bytes().to_vec(), Revision::default()));
-        let end = is_folder(prefix).then(|| end_of(prefix));
-        let next = move |position: Option<(Vec<u8>, Revision)>| {
-            let end = end.clone();
-            async move {
-                let Some((from, revision)) = position else { return Ok(None) };
-                let (page, next) = self.page(from, end, revision).await?;
-                let revision = page.revision;
-                Ok(Some((page, next.map(|from| (from, revision)))))
-            }
+        let start = Some((from.as_bytes().to_vec(), Revision::default()));
+        let next = move |position: Option<(Vec<u8>, Revision)>| async move {
+            let Some((from, revision)) = position else { return Ok(None) };
+            let (page, next) = self.page(from, to, revision).await?;
+            let revision = page.position.revision;
+            Ok(Some((page, next.map(|from| (from, revision)))))
         };
         stream::try_unfold(start, next).boxed()
     }
 
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+    async fn watch(&self, range: &KeyRange, after: Position) -> Result<Watch, StoreError> {
         let (index, client) = self.client().await?;
-        let options = WatchOptions::new().with_start_revision(after.0 + 1);
-        let options = if is_folder(prefix) { options.with_prefix() } else { options };
+        let (from, to) = range.bounds();
+        let options = WatchOptions::new().with_start_revision(after.revision.0 + 1);
+        let options = match to {
+            Some(to) => options.with_range(to),
+            None => options,
+        };
         let open = async {
-            let mut watch = client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
-            let mut stream = watch.watch(prefix, Some(options)).await?;
+            let mut watch = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+            let mut stream = watch.watch(from, Some(options)).await?;
             let created = stream.message().await?;
             Ok::<_, Error>((stream, created))
         };
@@ -336,26 +370,25 @@ impl Store for EtcdStore {
             Err(_) => Err(timed_out("opening a watch")),
         };
         let (stream, created) = opened.map_err(|error| self.failed(index, error))?;
-        let endpoint = self.settings.endpoints[index % self.settings.endpoints.len()].clone();
+        let endpoint = self.endpoint(index).to_owned();
         let created = created.ok_or_else(|| closed(&endpoint))?;
-        let now = Revision(created.header().map_or(0, |header| header.revision()));
-        if now < after {
-            return Err(StoreError::RolledBack { read: after, now });
+        let now = position(created.header());
+        if now.store != after.store {
+            return Err(StoreError::WentBack { read: after, now });
+        }
+        if now.revision < after.revision {
+            // Either the store went back, or this member lags behind the one that was read before.
+            let now = self.position(from).await?;
+            if now.store != after.store || now.revision < after.revision {
+                return Err(StoreError::WentBack { read: after, now });
+            }
+            self.leave(index);
+            return Err(unavailable(&endpoint, "it lags behind the other members"));
         }
         let first = batch(&endpoint, &created)?;
         let follow = stream::unfold(Some((stream, endpoint)), follow);
         Ok(stream::iter(first.map(Ok)).chain(follow).boxed())
     }
-}
-
-/// The end of the range of keys that start with `prefix`, as etcd counts it: the prefix with its last
-/// byte plus one. Prefixes are ASCII, so that the last byte can always grow.
-fn end_of(prefix: &str) -> Vec<u8> {
-    let mut end = prefix.as_bytes().to_vec();
-    if let Some(last) = end.last_mut() {
-        *last += 1;
-    }
-    end
 }
 
 type Following = Option<(WatchStream, String)>;
@@ -377,7 +410,7 @@ async fn follow(following: Following) -> Option<(Result<Batch, StoreError>, Foll
 }
 
 fn closed(endpoint: &str) -> StoreError {
-    StoreError::Unavailable(format!("etcd at {endpoint}: it closed the watch"))
+    unavailable(endpoint, "it closed the watch")
 }
 
 fn batch(endpoint: &str, answer: &WatchResponse) -> Result<Option<Batch>, StoreError> {
@@ -387,9 +420,9 @@ fn batch(endpoint: &str, answer: &WatchResponse) -> Result<Option<Batch>, StoreE
     if answer.canceled() {
         let reason = answer.cancel_reason();
         return Err(if reason.contains("permission denied") {
-            StoreError::Denied(format!("etcd at {endpoint}: {reason}"))
+            StoreError::Denied { place: place(endpoint), message: reason.to_owned() }
         } else {
-            StoreError::Unavailable(format!("etcd at {endpoint}: it ended the watch: {reason}"))
+            unavailable(endpoint, format!("it ended the watch: {reason}"))
         });
     }
     let change = |event: &etcd_client::Event| {
@@ -419,9 +452,9 @@ mod tests {
         let lengths = |ops: &[Op]| transactions(ops).iter().map(|chunk| chunk.len()).collect::<Vec<_>>();
         let many: Vec<Op> = (0..300).map(|key| put(key, 10)).collect();
         assert_eq!(lengths(&many), [128, 128, 44]);
-        let large: Vec<Op> = (0..3).map(|key| put(key, BYTES_PER_TRANSACTION - 100)).collect();
+        let large: Vec<Op> = (0..3).map(|key| put(key, MAX_TRANSACTION_BYTES - 100)).collect();
         assert_eq!(lengths(&large), [1, 1, 1]);
-        assert_eq!(lengths(&[put(1, 2 * BYTES_PER_TRANSACTION)]), [1]);
+        assert_eq!(lengths(&[put(1, 2 * MAX_TRANSACTION_BYTES)]), [1]);
         assert_eq!(lengths(&[put(1, 1), put(2, 1), put(1, 2)]), [2, 1]);
     }
 }

@@ -1,4 +1,4 @@
-//! The store in memory: the embedded mode, and the tests' double for etcd.
+//! The store in memory: the embedded mode, and the tests' double for etcd, which can also fail as etcd does.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,43 +11,49 @@ use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Batch, Change, Entry, Guard, LeaseId, Listing, Op, Pages, Revision, Store, StoreError, Watch, is_folder,
+    Batch, Change, Entry, Guard, KeyRange, LeaseId, Listing, Op, Pages, Position, Revision, Store,
+    StoreError, StoreId, Watch,
 };
 
-/// How many revisions of history a watcher may lag behind before it is told `Compacted`.
-const HISTORY: usize = 4096;
+/// How many transactions of history a watcher may lag behind before it is told `Compacted`.
+const MAX_HISTORY: usize = 4096;
 
 /// A store in this process's memory. Clones share it.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
-    /// Tells watchers the newest revision.
-    newest: watch::Sender<Revision>,
+    /// Wakes watchers.
+    changed: watch::Sender<u64>,
     /// Tells the reaper that a lease may end sooner than it thought.
     leases: Arc<tokio::sync::Notify>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
+    id: StoreId,
     revision: Revision,
     entries: BTreeMap<String, Entry>,
     leases: BTreeMap<LeaseId, Lease>,
     last_lease: i64,
     /// The batches of the latest revisions, oldest first, without a gap.
     history: VecDeque<Batch>,
+    is_down: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Lease {
     ttl: Duration,
     ends: Instant,
 }
 
+/// A copy of a store, as a backup has it.
+#[derive(Debug, Clone)]
+pub struct Backup(State);
+
 impl MemoryStore {
     /// An empty store. Needs a Tokio runtime: a task of it ends leases.
     pub fn new() -> Self {
-        let store =
-            Self { state: Arc::default(), newest: watch::Sender::new(Revision(0)), leases: Arc::default() };
+        let store = Self { state: Arc::default(), changed: watch::Sender::new(0), leases: Arc::default() };
         tokio::spawn(store.clone().reap());
         store
     }
@@ -56,15 +62,9 @@ impl MemoryStore {
     async fn reap(self) {
         loop {
             let next = self.lock().leases.values().map(|lease| lease.ends).min();
-            let sleep = async {
-                match next {
-                    Some(ends) => tokio::time::sleep_until(ends).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                // Both branches hold nothing: cancelling either loses nothing.
-                () = sleep => {}
+                // Neither branch has taken anything when it is dropped.
+                () = crate::process::time::sleep_until(next) => {}
                 () = self.leases.notified() => {}
             }
             let now = Instant::now();
@@ -74,7 +74,7 @@ impl MemoryStore {
             for lease in ended {
                 state.end(lease);
             }
-            self.publish(&state);
+            self.wake();
         }
     }
 
@@ -83,13 +83,38 @@ impl MemoryStore {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, state: &State) {
-        self.newest.send_if_modified(|newest| std::mem::replace(newest, state.revision) != state.revision);
+    fn up(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        let state = self.lock();
+        if state.is_down { Err(down()) } else { Ok(state) }
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Forgets the history up to and including `revision`, as etcd's compaction does.
     pub fn compact(&self, revision: Revision) {
         self.lock().history.retain(|batch| batch.revision > revision);
+    }
+
+    /// Makes every call fail with `Unavailable` and breaks every watch, until it is up again. Leases go on to end.
+    pub fn set_down(&self, is_down: bool) {
+        self.lock().is_down = is_down;
+        self.wake();
+    }
+
+    /// A copy of what it holds now.
+    pub fn backup(&self) -> Backup {
+        Backup(self.lock().clone())
+    }
+
+    /// Puts a copy in the place of what it holds: it goes back, as another store.
+    pub fn restore(&self, Backup(backup): Backup) {
+        let mut state = self.lock();
+        let id = StoreId(state.id.0 + 1);
+        *state = State { id, history: VecDeque::new(), ..backup };
+        self.leases.notify_one();
+        self.wake();
     }
 }
 
@@ -99,7 +124,15 @@ impl Default for MemoryStore {
     }
 }
 
+fn down() -> StoreError {
+    StoreError::Unavailable { place: "the memory store".to_owned(), source: "it is down".into() }
+}
+
 impl State {
+    fn position(&self) -> Position {
+        Position { store: self.id, revision: self.revision }
+    }
+
     fn end(&mut self, lease: LeaseId) {
         self.leases.remove(&lease);
         let attached = |entry: &&Entry| entry.lease == Some(lease);
@@ -108,8 +141,8 @@ impl State {
         self.apply(keys.into_iter().map(|key| Op::Delete { key }), None);
     }
 
-    /// Applies writes as one revision, if they change anything.
-    fn apply(&mut self, ops: impl IntoIterator<Item = Op>, lease: Option<LeaseId>) {
+    /// Applies writes as one transaction; gives its revision, a new one if they change anything.
+    fn apply(&mut self, ops: impl IntoIterator<Item = Op>, lease: Option<LeaseId>) -> Revision {
         let revision = Revision(self.revision.0 + 1);
         let mut changes = Vec::new();
         for op in ops {
@@ -129,37 +162,35 @@ impl State {
         if !changes.is_empty() {
             self.revision = revision;
             self.history.push_back(Batch { changes, revision });
-            if self.history.len() > HISTORY {
+            if self.history.len() > MAX_HISTORY {
                 self.history.pop_front();
             }
         }
+        self.revision
     }
 
-    /// What a watcher that has seen `after` must be told next.
-    fn next(&self, prefix: &str, after: Revision) -> Result<Option<Batch>, StoreError> {
-        if after > self.revision {
-            return Err(StoreError::RolledBack { read: after, now: self.revision });
+    /// What a watcher that knows everything up to `after` must be told next.
+    fn next(&self, range: &KeyRange, after: Position) -> Result<Option<Batch>, StoreError> {
+        if after.store != self.id || after.revision > self.revision {
+            return Err(StoreError::WentBack { read: after, now: self.position() });
         }
         let first = self.history.front().map_or(Revision(self.revision.0 + 1), |batch| batch.revision);
-        if after.0 + 1 < first.0 {
+        if after.revision.0 + 1 < first.0 {
             return Err(StoreError::Compacted { first });
         }
         // The history has no gap, so that it need not be searched.
-        let seen = usize::try_from(after.0 + 1 - first.0).unwrap_or(usize::MAX).min(self.history.len());
-        let changes = self.history.range(seen..).flat_map(|batch| &batch.changes);
-        let changes: Vec<Change> = changes.filter(|change| covers(prefix, change.key())).cloned().collect();
+        let known =
+            usize::try_from(after.revision.0 + 1 - first.0).unwrap_or(usize::MAX).min(self.history.len());
+        let changes = self.history.range(known..).flat_map(|batch| &batch.changes);
+        let changes: Vec<Change> = changes.filter(|change| range.contains(change.key())).cloned().collect();
         Ok(changes.last().map(Change::revision).map(|revision| Batch { changes, revision }))
     }
-}
-
-fn covers(prefix: &str, key: &str) -> bool {
-    if is_folder(prefix) { key.starts_with(prefix) } else { key == prefix }
 }
 
 #[async_trait]
 impl Store for MemoryStore {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        let mut state = self.lock();
+        let mut state = self.up()?;
         state.last_lease += 1;
         let lease = LeaseId(state.last_lease);
         state.leases.insert(lease, Lease { ttl, ends: Instant::now() + ttl });
@@ -168,24 +199,24 @@ impl Store for MemoryStore {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let mut state = self.lock();
+        let mut state = self.up()?;
         let lease = state.leases.get_mut(&lease).ok_or(StoreError::LeaseNotFound)?;
         lease.ends = Instant::now() + lease.ttl;
         Ok(())
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let mut state = self.lock();
+        let mut state = self.up()?;
         if !state.leases.contains_key(&lease) {
             return Err(StoreError::LeaseNotFound);
         }
         state.end(lease);
-        self.publish(&state);
+        self.wake();
         Ok(())
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        Ok(self.lock().entries.get(key).cloned())
+        Ok(self.up()?.entries.get(key).cloned())
     }
 
     async fn commit(
@@ -193,8 +224,8 @@ impl Store for MemoryStore {
         ops: &[Op],
         lease: Option<LeaseId>,
         guard: Option<&Guard>,
-    ) -> Result<Revision, StoreError> {
-        let mut state = self.lock();
+    ) -> Result<Vec<Revision>, StoreError> {
+        let mut state = self.up()?;
         if let Some(Guard { key, revision }) = guard
             && state.entries.get(key).map(|entry| entry.revision) != *revision
         {
@@ -205,38 +236,44 @@ impl Store for MemoryStore {
         {
             return Err(StoreError::LeaseNotFound);
         }
-        state.apply(ops.iter().cloned(), lease);
-        self.publish(&state);
-        Ok(state.revision)
+        let revision = state.apply(ops.iter().cloned(), lease);
+        self.wake();
+        Ok(vec![revision; ops.len()])
     }
 
-    fn pages<'a>(&'a self, prefix: &'a str) -> Pages<'a> {
-        let state = self.lock();
-        let from_prefix = state.entries.range(prefix.to_owned()..);
-        let entries = from_prefix.take_while(|(key, _)| covers(prefix, key));
-        let entries = entries.map(|(_, entry)| entry.clone()).collect();
-        stream::iter([Ok(Listing { entries, revision: state.revision })]).boxed()
+    fn pages<'a>(&'a self, range: &'a KeyRange) -> Pages<'a> {
+        let listing = self.up().map(|state| {
+            let (from, _) = range.bounds();
+            let entries = state.entries.range(from.to_owned()..).take_while(|(key, _)| range.contains(key));
+            let entries = entries.map(|(_, entry)| entry.clone()).collect();
+            Listing { entries, position: state.position() }
+        });
+        stream::iter([listing]).boxed()
     }
 
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-        let first = self.lock().next(prefix, after)?;
-        let after = first.as_ref().map_or(after, |batch| batch.revision);
-        let newest = self.newest.subscribe();
+    async fn watch(&self, range: &KeyRange, after: Position) -> Result<Watch, StoreError> {
+        let first = self.up()?.next(range, after)?;
+        let revision = first.as_ref().map_or(after.revision, |batch| batch.revision);
+        let after = Position { revision, ..after };
+        let changed = self.changed.subscribe();
         let follow =
-            stream::unfold(Some((self.clone(), newest, prefix.to_owned(), after)), |position| async move {
-                let (store, mut newest, prefix, mut after) = position?;
+            stream::unfold(Some((self.clone(), changed, range.clone(), after)), |position| async move {
+                let (store, mut changed, range, mut after) = position?;
                 loop {
-                    let seen = *newest.borrow_and_update();
-                    let next = store.lock().next(&prefix, after);
+                    changed.borrow_and_update();
+                    let (next, revision) = match store.up() {
+                        Ok(state) => (state.next(&range, after), state.revision),
+                        Err(error) => (Err(error), after.revision),
+                    };
                     match next {
                         Ok(Some(batch)) => {
-                            let after = batch.revision;
-                            return Some((Ok(batch), Some((store, newest, prefix, after))));
+                            after.revision = batch.revision;
+                            return Some((Ok(batch), Some((store, changed, range, after))));
                         }
                         Ok(None) => {
                             // Nothing up to here is the watcher's, however long ago its last change was.
-                            after = after.max(seen);
-                            newest.wait_for(|revision| *revision != seen).await.ok().map(drop)?;
+                            after.revision = revision;
+                            changed.changed().await.ok()?;
                         }
                         Err(error) => return Some((Err(error), None)),
                     }
@@ -253,23 +290,35 @@ mod tests {
     use super::*;
     use crate::store::conformance;
 
+    fn put(key: &str) -> [Op; 1] {
+        [Op::Put { key: key.to_owned(), value: vec![] }]
+    }
+
+    async fn commit(store: &MemoryStore, key: &str) -> Position {
+        let revisions = store.commit(&put(key), None, None).await.expect("a commit");
+        Position { store: store.lock().id, revision: revisions[0] }
+    }
+
+    fn folder(name: &str) -> KeyRange {
+        KeyRange::folder(name.to_owned())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_memory_store_keeps_the_contract() {
         conformance::run(&MemoryStore::new()).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_of_a_quiet_prefix_goes_on_past_the_history_of_others() {
+    async fn a_watch_of_a_quiet_range_goes_on_past_the_history_of_others() {
         let store = MemoryStore::new();
-        let put = |key: &str| [Op::Put { key: key.to_owned(), value: vec![] }];
-        let mut quiet = store.watch("/quiet/", Revision(0)).await.expect("a watch");
+        let mut quiet = store.watch(&folder("/quiet/"), Position::default()).await.expect("a watch");
         for _ in 0..3 {
-            for _ in 0..HISTORY - 1 {
-                store.commit(&put("/busy/1"), None, None).await.expect("a commit");
+            for _ in 0..MAX_HISTORY - 1 {
+                commit(&store, "/busy/1").await;
             }
             assert!(quiet.next().now_or_never().is_none(), "nothing is there for it");
         }
-        store.commit(&put("/quiet/1"), None, None).await.expect("a commit");
+        commit(&store, "/quiet/1").await;
         let batch = quiet.next().await.expect("it goes on").expect("a change");
         assert_eq!(batch.changes.len(), 1);
     }
@@ -277,11 +326,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_watch_from_before_the_compaction_says_so() {
         let store = MemoryStore::new();
-        let put = |key: &str| [Op::Put { key: key.to_owned(), value: vec![] }];
-        let first = store.commit(&put("/a/1"), None, None).await.expect("a commit");
-        let second = store.commit(&put("/a/2"), None, None).await.expect("a commit");
-        store.compact(second);
-        assert!(matches!(store.watch("/a/", first).await, Err(StoreError::Compacted { .. })));
-        assert!(store.watch("/a/", second).await.is_ok());
+        let first = commit(&store, "/a/1").await;
+        let second = commit(&store, "/a/2").await;
+        store.compact(second.revision);
+        assert!(matches!(store.watch(&folder("/a/"), first).await, Err(StoreError::Compacted { .. })));
+        assert!(store.watch(&folder("/a/"), second).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restored_store_tells_every_watcher_that_it_went_back_even_where_its_revision_has_not() {
+        let store = MemoryStore::new();
+        let first = commit(&store, "/a/1").await;
+        let backup = store.backup();
+        let mut watch = store.watch(&folder("/a/"), first).await.expect("a watch");
+        store.restore(backup);
+        commit(&store, "/a/2").await;
+        let next = watch.next().await.expect("an answer");
+        assert!(matches!(next, Err(StoreError::WentBack { .. })), "{next:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_down_fails_every_call_and_breaks_its_watches() {
+        let store = MemoryStore::new();
+        let mut watch = store.watch(&folder("/a/"), Position::default()).await.expect("a watch");
+        store.set_down(true);
+        assert!(matches!(watch.next().await, Some(Err(StoreError::Unavailable { .. }))));
+        assert!(matches!(store.get("/a/1").await, Err(StoreError::Unavailable { .. })));
+        store.set_down(false);
+        assert!(store.get("/a/1").await.is_ok());
     }
 }

@@ -8,8 +8,10 @@ use std::{
 
 use etcd_client::{Certificate, Identity, TlsOptions};
 
-use super::StoreError;
-use crate::key::Keys;
+use crate::{
+    keys::Keys,
+    process::{setting::SettingError, time},
+};
 
 /// How to reach etcd, and where in it Rollcall's keys are.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,7 +40,7 @@ pub struct EtcdSettings {
     pub password: Option<String>,
     /// How long connecting to a member may take
     #[arg(long = "etcd-dial-timeout", env = "ETCDCTL_DIAL_TIMEOUT", value_name = "TIME", global = true)]
-    #[arg(default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(default_value = "2s", value_parser = time::parse)]
     pub dial_timeout: Duration,
     /// How long a request may take
     #[arg(
@@ -47,7 +49,7 @@ pub struct EtcdSettings {
         value_name = "TIME",
         global = true
     )]
-    #[arg(default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(default_value = "5s", value_parser = time::parse)]
     pub command_timeout: Duration,
     /// What all of Rollcall's keys start with
     #[arg(long, env = "ROLLCALL_PREFIX", value_name = "PATH", default_value = "/rollcall", global = true)]
@@ -74,20 +76,20 @@ impl EtcdSettings {
     /// Checks that the settings fit together.
     ///
     /// # Errors
-    /// A sentence naming the setting, its value and what was expected.
-    pub fn check(&self) -> Result<(), String> {
+    /// The setting that cannot work.
+    pub fn check(&self) -> Result<(), SettingError> {
         for (set, flag, needs, given) in [
             (self.cert.is_some(), "--etcd-cert", "--etcd-key", self.key.is_some()),
             (self.key.is_some(), "--etcd-key", "--etcd-cert", self.cert.is_some()),
             (self.password.is_some(), "--etcd-password", "--etcd-user", self.user.is_some()),
         ] {
             if set && !given {
-                return Err(format!("{flag} is set without {needs}: expected both or neither"));
+                return Err(SettingError::missing(needs, format!("it beside {flag}, or neither")));
             }
         }
         let tls = self.cacert.is_some() || self.cert.is_some();
         if let Some(plain) = self.endpoints.iter().find(|url| tls && url.starts_with("http://")) {
-            return Err(format!("--etcd has {plain} beside a certificate: expected https://"));
+            return Err(SettingError::new("--etcd", plain, "https://, as a certificate is given"));
         }
         Ok(())
     }
@@ -108,19 +110,21 @@ impl EtcdSettings {
         Some(endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest))
     }
 
-    pub(super) fn credentials(&self) -> Result<Option<(String, String)>, StoreError> {
+    pub(super) fn credentials(&self) -> Result<Option<(String, String)>, SettingError> {
         let Some(user) = &self.user else { return Ok(None) };
         // As etcdctl has it: a password of its own leaves the user's name whole.
         match (&self.password, user.split_once(':')) {
             (Some(password), _) => Ok(Some((user.clone(), password.clone()))),
             (None, Some((user, password))) => Ok(Some((user.to_owned(), password.to_owned()))),
-            (None, None) => Err(StoreError::Invalid(format!(
-                "--etcd-user is {user:?} without a password: expected user:password or --etcd-password"
-            ))),
+            (None, None) => Err(SettingError::new(
+                "--etcd-user",
+                format!("{user:?}"),
+                "user:password, or --etcd-password",
+            )),
         }
     }
 
-    pub(super) fn tls(&self) -> Result<Option<TlsOptions>, StoreError> {
+    pub(super) fn tls(&self) -> Result<Option<TlsOptions>, SettingError> {
         let https = self.endpoints.iter().any(|url| url.starts_with("https://"));
         if !https && self.cacert.is_none() && self.cert.is_none() {
             return Ok(None);
@@ -137,11 +141,10 @@ impl EtcdSettings {
     }
 }
 
-fn read(flag: &str, file: &Path) -> Result<Vec<u8>, StoreError> {
-    let bad = |why: String| StoreError::Invalid(format!("{flag} is {}: {why}", file.display()));
-    let pem = fs::read(file).map_err(|error| bad(error.to_string()))?;
+fn read(flag: &str, file: &Path) -> Result<Vec<u8>, SettingError> {
+    let pem = fs::read(file).map_err(|error| SettingError::caused(flag, file.display(), error))?;
     if !pem.windows(11).any(|bytes| bytes == b"-----BEGIN ") {
-        return Err(bad("expected a PEM file".to_owned()));
+        return Err(SettingError::new(flag, file.display(), "a PEM file"));
     }
     Ok(pem)
 }

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 /// How long a client may take over its request.
-const PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// No honest request of a test has a longer head, in bytes.
-const LONGEST_HEAD: usize = 16 * 1024;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Answers each connection with `body`, in a thread of its own, until the listener fails.
 ///
@@ -33,13 +33,13 @@ pub fn serve(listener: &TcpListener, body: &str) -> io::Result<()> {
 }
 
 fn answer(mut stream: TcpStream, body: &str) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
     // The head is read to its end first: closing with bytes unread would reset the connection.
     let mut head = Vec::new();
     let mut chunk = [0; 1024];
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         let length = stream.read(&mut chunk)?;
-        if length == 0 || head.len() + length > LONGEST_HEAD {
+        if length == 0 || head.len() + length > MAX_HEAD_BYTES {
             return Ok(());
         }
         head.extend_from_slice(&chunk[..length]);

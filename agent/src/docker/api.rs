@@ -1,0 +1,77 @@
+//! The calls to a Docker engine.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use bollard::{
+    errors::Error,
+    query_parameters::{EventsOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptions},
+};
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use rollcall_shared::model::signal::Signal;
+
+use super::{
+    client::Docker,
+    decode::{decode_container, decode_event, decode_summary},
+    engine::{DockerError, Engine, Events},
+};
+use crate::inventory::container::{Container, Summary};
+
+const READING_EVENTS: &str = "reading its events";
+const ASKING_FOR_ID: &str = "asking for its ID";
+const INSPECTING: &str = "inspecting a container";
+
+/// The events that change what is registered.
+const ACTIONS: [&str; 9] =
+    ["start", "die", "kill", "health_status", "rename", "pause", "unpause", "connect", "disconnect"];
+
+#[async_trait]
+impl Engine for Docker {
+    async fn agree(&self) -> Result<(), DockerError> {
+        self.choose_version().await
+    }
+
+    async fn id(&self) -> Result<String, DockerError> {
+        let answer = self.api.info().await.map_err(|error| self.failed(ASKING_FOR_ID, error))?;
+        let id = answer.id.filter(|id| !id.is_empty());
+        id.ok_or_else(|| self.failed(ASKING_FOR_ID, "it has none"))
+    }
+
+    /// What happened before the engine took the subscription comes first, from its memory of 256 events.
+    fn events(&self, since: Timestamp) -> Events {
+        let filters = HashMap::from([("type", vec!["container", "network"]), ("event", ACTIONS.to_vec())]);
+        let since = format!("{}.{:09}", since.as_second(), since.subsec_nanosecond());
+        let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
+        let ended = self.failed(READING_EVENTS, "it ended them");
+        let docker = self.clone();
+        let events = self.api.events(Some(options)).filter_map(move |message| {
+            let event = match message {
+                Ok(message) => decode_event(message).map(Ok),
+                Err(error) => Some(Err(docker.failed(READING_EVENTS, error))),
+            };
+            async { event }
+        });
+        events.chain(stream::once(async { Err(ended) })).boxed()
+    }
+
+    async fn list(&self) -> Result<Vec<Summary>, DockerError> {
+        let list = self.api.list_containers(None::<ListContainersOptions>).await;
+        let list = list.map_err(|error| self.failed("listing containers", error))?;
+        Ok(list.into_iter().filter_map(decode_summary).collect())
+    }
+
+    async fn inspect(&self, id: &str) -> Result<Option<Container>, DockerError> {
+        match self.api.inspect_container(id, None).await {
+            Ok(answer) => decode_container(answer).map_err(|error| self.failed(INSPECTING, error)),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) => Err(self.failed(INSPECTING, error)),
+        }
+    }
+
+    async fn kill(&self, id: &str, signal: Signal) -> Result<(), DockerError> {
+        let options = KillContainerOptionsBuilder::default().signal(&signal.number().to_string()).build();
+        let sent = self.api.kill_container(id, Some(options)).await;
+        sent.map_err(|error| self.failed("sending a signal", error))
+    }
+}

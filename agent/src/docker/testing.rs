@@ -1,0 +1,196 @@
+//! A Docker engine that does what a test says: containers start and end, answers lag, calls fail or hang.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use rollcall_shared::model::signal::Signal;
+use tokio::sync::{mpsc, watch};
+
+use super::engine::{DockerError, Engine, Events};
+use crate::inventory::container::{Action, Container, Event, FullId, Summary};
+
+/// An engine that is scripted. Clones share it.
+///
+/// Its containers and its events are two things, as with Docker: a test may change one and not the other. An event
+/// reaches those who have subscribed by then.
+#[derive(Debug, Clone)]
+pub(crate) struct ScriptedEngine {
+    state: Arc<Mutex<State>>,
+    /// Wakes calls that hang.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    id: String,
+    containers: BTreeMap<FullId, Container>,
+    subscribers: Vec<mpsc::UnboundedSender<Result<Event, DockerError>>>,
+    is_down: bool,
+    hanging: BTreeSet<Call>,
+    refused_kills: BTreeSet<FullId>,
+    kills: Vec<(String, Signal)>,
+    calls: BTreeMap<Call, usize>,
+}
+
+/// What an engine can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Call {
+    Agree,
+    Id,
+    List,
+    Inspect,
+    /// A signal to this container.
+    Kill(FullId),
+}
+
+impl ScriptedEngine {
+    /// An engine without a container.
+    pub(crate) fn new(id: &str) -> Self {
+        let state = State { id: id.to_owned(), ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()) }
+    }
+
+    /// A container starts, or one that runs is another from now on.
+    pub(crate) fn start(&self, container: &Container) {
+        self.put(container);
+        self.tell(&container.id, Action::Start);
+    }
+
+    /// A container ends.
+    pub(crate) fn die(&self, container: &Container) {
+        self.remove(container);
+        self.tell(&container.id, Action::Die);
+    }
+
+    /// A container runs, and no event says so.
+    pub(crate) fn put(&self, container: &Container) {
+        self.lock().containers.insert(container.id.clone(), container.clone());
+    }
+
+    /// A container does not run any more, and no event says so.
+    pub(crate) fn remove(&self, container: &Container) {
+        self.lock().containers.remove(&container.id);
+    }
+
+    /// Sends an event, whatever runs.
+    pub(crate) fn tell(&self, id: &FullId, action: Action) {
+        let event = Event { id: id.clone(), action };
+        self.lock().subscribers.retain(|subscriber| subscriber.send(Ok(event.clone())).is_ok());
+    }
+
+    /// Ends every stream of events with an error.
+    pub(crate) fn break_events(&self) {
+        for subscriber in std::mem::take(&mut self.lock().subscribers) {
+            // One that has gone needs no error.
+            let _ = subscriber.send(Err(failed("reading its events", "the connection broke")));
+        }
+    }
+
+    /// Has every call fail, and breaks the events, until it is up again.
+    pub(crate) fn set_down(&self, is_down: bool) {
+        self.lock().is_down = is_down;
+        if is_down {
+            self.break_events();
+        }
+    }
+
+    /// Has a kind of call hang until it is released.
+    pub(crate) fn hang(&self, call: Call) {
+        self.lock().hanging.insert(call);
+    }
+
+    /// Lets calls that hang go on.
+    pub(crate) fn release(&self, call: &Call) {
+        self.lock().hanging.remove(call);
+        self.changed.send_replace(());
+    }
+
+    /// Has signals to a container fail, or not.
+    pub(crate) fn refuse_kills(&self, container: &Container, is_refused: bool) {
+        let refused = &mut self.lock().refused_kills;
+        if is_refused {
+            refused.insert(container.id.clone());
+        } else {
+            refused.remove(&container.id);
+        }
+    }
+
+    /// The signals that it was asked to send and has sent: each container's name, and the signal.
+    pub(crate) fn kills(&self) -> Vec<(String, Signal)> {
+        self.lock().kills.clone()
+    }
+
+    /// How often it was asked for something.
+    pub(crate) fn calls(&self, call: &Call) -> usize {
+        self.lock().calls.get(call).copied().unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics with it")
+    }
+
+    /// Waits while the call hangs; then fails, where the engine is down.
+    async fn take(&self, call: Call, doing: &'static str) -> Result<(), DockerError> {
+        *self.lock().calls.entry(call.clone()).or_default() += 1;
+        let mut changed = self.changed.subscribe();
+        while self.lock().hanging.contains(&call) {
+            changed.changed().await.expect("the engine lives as long as its calls");
+        }
+        if self.lock().is_down { Err(failed(doing, "it is down")) } else { Ok(()) }
+    }
+}
+
+fn failed(doing: &'static str, reason: &str) -> DockerError {
+    DockerError::Call { host: "the script".to_owned(), doing, source: reason.into() }
+}
+
+#[async_trait]
+impl Engine for ScriptedEngine {
+    async fn agree(&self) -> Result<(), DockerError> {
+        self.take(Call::Agree, "agreeing on a version").await
+    }
+
+    async fn id(&self) -> Result<String, DockerError> {
+        self.take(Call::Id, "asking for its ID").await?;
+        Ok(self.lock().id.clone())
+    }
+
+    fn events(&self, _since: Timestamp) -> Events {
+        let (subscriber, events) = mpsc::unbounded_channel();
+        if self.lock().is_down {
+            // The receiver is there.
+            let _ = subscriber.send(Err(failed("reading its events", "it is down")));
+        } else {
+            self.lock().subscribers.push(subscriber);
+        }
+        let next = |mut events: mpsc::UnboundedReceiver<_>| async { Some((events.recv().await?, events)) };
+        stream::unfold(events, next).boxed()
+    }
+
+    async fn list(&self) -> Result<Vec<Summary>, DockerError> {
+        self.take(Call::List, "listing containers").await?;
+        Ok(self.lock().containers.values().map(Summary::of).collect())
+    }
+
+    async fn inspect(&self, id: &str) -> Result<Option<Container>, DockerError> {
+        self.take(Call::Inspect, "inspecting a container").await?;
+        Ok(self.lock().containers.get(id).cloned())
+    }
+
+    async fn kill(&self, id: &str, signal: Signal) -> Result<(), DockerError> {
+        self.take(Call::Kill(id.into()), "sending a signal").await?;
+        let mut state = self.lock();
+        let container = state.containers.get(id);
+        let name = container.ok_or_else(|| failed("sending a signal", "no such container"))?.name.to_string();
+        if state.refused_kills.contains(id) {
+            return Err(failed("sending a signal", "it is told to refuse"));
+        }
+        state.kills.push((name, signal));
+        Ok(())
+    }
+}

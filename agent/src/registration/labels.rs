@@ -1,0 +1,189 @@
+//! What a container's labels and environment say of its services.
+//!
+//! In falling order: `rollcall.<port>.*` and `rollcall.*` labels; `SERVICE_<port>_*` and `SERVICE_*` as
+//! labels or environment variables, as registrator reads them
+//! (<https://gliderlabs.github.io/registrator/latest/user/services/>); Compose's and Swarm's own labels;
+//! the image's base name.
+
+use rollcall_shared::model::name::ServiceName;
+
+use crate::inventory::container::{Container, Port};
+
+const COMPOSE_SERVICE: &str = "com.docker.compose.service";
+const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
+
+/// A value and where it was found.
+type Found<'a> = (&'a str, String);
+
+/// Looks `rollcall.<port>.<name>`, `rollcall.<name>`, `SERVICE_<port>_<NAME>` and `SERVICE_<NAME>` up.
+fn find<'a>(
+    container: &'a Container,
+    port: Option<Port>,
+    ours: &str,
+    registrators: &str,
+) -> Option<Found<'a>> {
+    let label = |name: String| container.labels.get(&name).map(|value| (value.as_str(), name));
+    let service = |name: String| {
+        let value = container.labels.get(&name).or_else(|| container.service_env.get(&name));
+        value.map(|value| (value.as_str(), name))
+    };
+    let number = port.map(|port| port.number);
+    number
+        .and_then(|number| label(format!("rollcall.{number}.{ours}")))
+        .or_else(|| label(format!("rollcall.{ours}")))
+        .or_else(|| number.and_then(|number| service(format!("SERVICE_{number}_{registrators}"))))
+        .or_else(|| service(format!("SERVICE_{registrators}")))
+}
+
+/// Whether the container, or one port of it, asks not to be registered.
+pub fn is_ignored(container: &Container, port: Option<Port>) -> bool {
+    // registrator takes any value; the usual ways to say no are taken as such.
+    find(container, port, "ignore", "IGNORE")
+        .is_some_and(|(value, _)| !matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no"))
+}
+
+/// Whether the container names a service of its own.
+pub fn is_explicit(container: &Container) -> bool {
+    let names = |key: &String| {
+        (key.starts_with("rollcall.") && key.ends_with("service"))
+            || (key.starts_with("SERVICE_") && key.ends_with("NAME"))
+    };
+    container.labels.keys().chain(container.service_env.keys()).any(names)
+}
+
+/// The name of the service that a port is of, and where it comes from. `group` tells whether the container
+/// has other ports: then names that were not given for this port alone get `-<port>`, as registrator has it.
+///
+/// # Errors
+/// Its source and why the name there cannot be one.
+pub fn service(container: &Container, port: Port, group: bool) -> Result<(ServiceName, String), String> {
+    let given = find(container, Some(port), "service", "NAME");
+    let label = |name: &str| container.labels.get(name).map(|value| (value.as_str(), name.to_owned()));
+    let (text, source) = given
+        .or_else(|| label(SWARM_SERVICE))
+        .or_else(|| label(COMPOSE_SERVICE))
+        .unwrap_or_else(|| (base_name(&container.image), "the image's name".to_owned()));
+    let exact = source.starts_with("rollcall.") || source == format!("SERVICE_{}_NAME", port.number);
+    let text = if group && !exact { format!("{text}-{}", port.number) } else { text.to_owned() };
+    match text.parse() {
+        Ok(name) => Ok((name, source)),
+        Err(error) => Err(format!("{source} {error}")),
+    }
+}
+
+/// `registry:5000/team/app:1.2@sha256:...` is `app`.
+fn base_name(image: &str) -> &str {
+    let image = image.split('@').next().unwrap_or(image);
+    let last = image.rsplit('/').next().unwrap_or(image);
+    last.split(':').next().unwrap_or(last)
+}
+
+/// The tags of a port: words separated by commas.
+pub fn tags(container: &Container, port: Port) -> Vec<String> {
+    let text = find(container, Some(port), "tags", "TAGS").map_or("", |(value, _)| value);
+    text.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
+}
+
+/// A port's weight; 1 where none is given.
+///
+/// # Errors
+/// Its source and why the weight there cannot be one.
+pub fn weight(container: &Container, port: Port) -> Result<u16, String> {
+    match find(container, Some(port), "weight", "WEIGHT") {
+        None => Ok(1),
+        Some((text, source)) => match text.parse() {
+            Ok(weight) if weight > 0 => Ok(weight),
+            _ => Err(format!("{source} is {text:?}: expected 1 to 65535")),
+        },
+    }
+}
+
+/// The ports that the container asks to be registered, by `rollcall.port=80,53/udp`.
+///
+/// # Errors
+/// A port that cannot be one.
+pub fn ports(container: &Container) -> Result<Option<Vec<Port>>, String> {
+    let Some(text) = container.labels.get("rollcall.port") else { return Ok(None) };
+    let ports: Result<Vec<Port>, String> = text.split(',').map(|port| port.trim().parse()).collect();
+    ports.map(Some).map_err(|error| format!("rollcall.port: {error}"))
+}
+
+/// The way its address is found, by `rollcall.address`.
+pub fn address(container: &Container) -> Option<&str> {
+    container.labels.get("rollcall.address").map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::container::testing::container;
+
+    fn port() -> Port {
+        "80".parse().expect("a port")
+    }
+
+    fn with(labels: &[(&str, &str)], env: &[(&str, &str)]) -> Container {
+        let own = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        Container { labels: own(labels), service_env: own(env), ..container("web") }
+    }
+
+    fn named(container: &Container, group: bool) -> String {
+        service(container, port(), group).expect("a name").0.to_string()
+    }
+
+    #[test]
+    fn the_nearest_name_wins() {
+        let all = [
+            ("rollcall.80.service", "a"),
+            ("rollcall.service", "b"),
+            ("SERVICE_80_NAME", "c"),
+            ("SERVICE_NAME", "d"),
+            ("com.docker.swarm.service.name", "e"),
+            ("com.docker.compose.service", "f"),
+        ];
+        for (skipped, expected) in ["a", "b", "c", "d", "e", "f", "app"].into_iter().enumerate() {
+            assert_eq!(named(&with(&all[skipped.min(all.len())..], &[]), false), expected);
+        }
+        assert_eq!(named(&with(&[], &[("SERVICE_NAME", "env")]), false), "env");
+    }
+
+    #[test]
+    fn one_of_several_ports_is_told_apart_unless_it_is_named_exactly() {
+        for (labels, expected) in [
+            (vec![("com.docker.compose.service", "web")], "web-80"),
+            (vec![("SERVICE_NAME", "web")], "web-80"),
+            (vec![("SERVICE_80_NAME", "web")], "web"),
+            (vec![("rollcall.service", "web")], "web"),
+            (vec![], "app-80"),
+        ] {
+            assert_eq!(named(&with(&labels, &[]), true), expected, "{labels:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_refused_with_its_source() {
+        let error =
+            service(&with(&[("rollcall.service", "a/b\n")], &[]), port(), false).expect_err("a bad name");
+        assert!(error.starts_with("rollcall.service \"a/b\\n\" is not a service name"), "{error}");
+    }
+
+    #[test]
+    fn an_image_gives_its_base_name() {
+        for image in ["app", "app:1", "team/app:1", "registry:5000/team/app", "app@sha256:0123"] {
+            assert_eq!(base_name(image), "app", "{image}");
+        }
+    }
+
+    #[test]
+    fn ports_tags_and_weights_are_parsed() {
+        let container = with(&[("rollcall.port", "80, 53/udp"), ("rollcall.80.tags", "a, b,,")], &[]);
+        let ports: Vec<String> =
+            ports(&container).expect("ports").expect("some").iter().map(Port::to_string).collect();
+        assert_eq!(ports, ["80/tcp", "53/udp"]);
+        assert_eq!(tags(&container, port()), ["a", "b"]);
+        assert_eq!(weight(&container, port()), Ok(1));
+        assert!(weight(&with(&[("rollcall.weight", "0")], &[]), port()).is_err());
+    }
+}

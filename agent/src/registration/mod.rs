@@ -1,0 +1,23 @@
+//! Registration: what of this host should be in the store, what is there, and the writes between the two.
+//!
+//! ```text
+//! running container -> filter -> labels, address -> desired -> plan(desired, observed) -> registrar -> store
+//! ```
+
+pub mod filter;
+pub mod labels;
+
+pub mod address;
+pub mod advertise;
+
+pub mod desired;
+pub mod observed;
+pub mod plan;
+pub mod registrar;
+
+pub mod settings;
+
+pub use desired::Policy;
+pub use plan::{SignalReports, Values};
+pub use registrar::{PART, Registrar};
+pub use settings::{AddressMode, FilterSettings, NodeSettings};

@@ -1,0 +1,229 @@
+//! What the store has under this node's name, as the store says.
+
+use std::sync::Arc;
+
+use rollcall_shared::{
+    keys::Keys,
+    model::name::NodeName,
+    process::readiness::Readiness,
+    reflector::{Cache, Decode, Held, Reflector, Update, Updates},
+    store::{KeyRange, LeaseId, Op, Revision, Store},
+};
+
+/// A kind of key that a node writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Its acks.
+    Acks,
+    /// Its instances.
+    Instances,
+    /// Its receivers.
+    Receivers,
+}
+
+impl Kind {
+    /// Every kind, in the order of their keys.
+    pub const ALL: [Kind; 3] = [Kind::Acks, Kind::Instances, Kind::Receivers];
+
+    fn range(self, keys: &Keys, node: &NodeName) -> KeyRange {
+        match self {
+            Kind::Acks => keys.acks_of(node),
+            Kind::Instances => keys.instances_of(node),
+            Kind::Receivers => keys.receivers_of(node),
+        }
+    }
+
+    fn part(self) -> &'static str {
+        match self {
+            Kind::Acks => "own acks",
+            Kind::Instances => "own instances",
+            Kind::Receivers => "own receivers",
+        }
+    }
+
+    /// A reflector of what the store has of this kind.
+    pub fn reflector(
+        self,
+        store: Arc<dyn Store>,
+        keys: &Keys,
+        node: &NodeName,
+        readiness: &Readiness,
+    ) -> (Reflector<Raw>, Updates<Raw>) {
+        Reflector::new(store, self.range(keys, node), Raw, readiness.part(self.part()))
+    }
+}
+
+/// Keys and values as they are: whatever is there under our name is compared with ours, and nothing is unreadable.
+#[derive(Debug)]
+pub struct Raw;
+
+impl Decode for Raw {
+    type Key = String;
+    type Value = Vec<u8>;
+
+    fn key(&self, key: &str) -> Result<String, String> {
+        Ok(key.to_owned())
+    }
+
+    fn value(&self, _: &String, value: Vec<u8>) -> Result<Vec<u8>, String> {
+        Ok(value)
+    }
+}
+
+/// What the store has under this node's name.
+#[derive(Debug)]
+pub struct Observed {
+    acks: Range,
+    instances: Range,
+    receivers: Range,
+}
+
+#[derive(Debug)]
+struct Range {
+    keys: KeyRange,
+    cache: Cache<String, Vec<u8>>,
+}
+
+impl Observed {
+    /// Nothing, as nothing was listed yet.
+    pub fn new(keys: &Keys, node: &NodeName) -> Self {
+        let range = |kind: Kind| Range { keys: kind.range(keys, node), cache: Cache::new(kind.part()) };
+        Self { acks: range(Kind::Acks), instances: range(Kind::Instances), receivers: range(Kind::Receivers) }
+    }
+
+    /// Whether everything was listed once.
+    pub fn is_listed(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.range(*kind).cache.position().is_some())
+    }
+
+    /// The values of a kind, in the order of the keys.
+    pub fn held(&self, kind: Kind) -> impl Iterator<Item = (&String, &Held<Vec<u8>>)> {
+        self.range(kind).cache.held().iter()
+    }
+
+    /// Takes what a reflector of this kind has found.
+    pub fn apply(&mut self, kind: Kind, update: Update<String, Vec<u8>>) {
+        self.range_mut(kind).cache.apply(update);
+    }
+
+    /// Takes a write of our own, at its revision.
+    pub fn on_written(&mut self, op: Op, lease: LeaseId, revision: Revision) {
+        let kind = Kind::ALL.into_iter().find(|kind| self.range(*kind).keys.contains(op.key()));
+        let Some(kind) = kind else { return };
+        let cache = &mut self.range_mut(kind).cache;
+        match op {
+            Op::Put { key, value } => cache.put(key, value, revision, Some(lease)),
+            Op::Delete { key } => cache.delete(&key),
+        }
+    }
+
+    fn range(&self, kind: Kind) -> &Range {
+        match kind {
+            Kind::Acks => &self.acks,
+            Kind::Instances => &self.instances,
+            Kind::Receivers => &self.receivers,
+        }
+    }
+
+    fn range_mut(&mut self, kind: Kind) -> &mut Range {
+        match kind {
+            Kind::Acks => &mut self.acks,
+            Kind::Instances => &mut self.instances,
+            Kind::Receivers => &mut self.receivers,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use rollcall_shared::{
+        reflector::{Cause, Item},
+        store::{Position, StoreId},
+    };
+
+    use super::*;
+
+    pub(in crate::registration) const KEY: &str = "/rollcall/instances/h1/a";
+    const OURS: LeaseId = LeaseId(1);
+
+    pub(in crate::registration) fn observed() -> Observed {
+        let keys: Keys = "/rollcall".parse().expect("a prefix");
+        Observed::new(&keys, &"h1".parse().expect("a name"))
+    }
+
+    /// A listing of a kind's keys, values and leases.
+    pub(in crate::registration) fn listing(
+        entries: &[(&str, &[u8], LeaseId)],
+        revision: i64,
+        cause: Cause,
+    ) -> Update<String, Vec<u8>> {
+        let item = |(key, value, lease): &(&str, &[u8], LeaseId)| {
+            let held =
+                Held { value: Arc::new(value.to_vec()), revision: Revision(revision), lease: Some(*lease) };
+            Item::Put((*key).to_owned(), held)
+        };
+        let position = Position { store: StoreId(1), revision: Revision(revision) };
+        Update::Snapshot { items: entries.iter().map(item).collect(), position, cause }
+    }
+
+    fn written(revision: i64) -> Observed {
+        let mut observed = observed();
+        let put = Op::Put { key: KEY.to_owned(), value: b"ours".to_vec() };
+        observed.on_written(put, OURS, Revision(revision));
+        observed
+    }
+
+    fn changes(item: Item<String, Vec<u8>>, revision: i64) -> Update<String, Vec<u8>> {
+        Update::Changes { items: vec![item], revision: Revision(revision) }
+    }
+
+    fn foreign(revision: i64) -> Update<String, Vec<u8>> {
+        let held = Held { value: Arc::new(b"theirs".to_vec()), revision: Revision(revision), lease: None };
+        changes(Item::Put(KEY.to_owned(), held), revision)
+    }
+
+    fn deletion(revision: i64) -> Update<String, Vec<u8>> {
+        changes(Item::Delete(KEY.to_owned(), Revision(revision)), revision)
+    }
+
+    fn values(observed: &Observed) -> Vec<&[u8]> {
+        observed.held(Kind::Instances).map(|(_, held)| held.value.as_slice()).collect()
+    }
+
+    #[test]
+    fn a_foreign_change_and_deletion_are_noticed() {
+        let mut observed = written(5);
+        observed.apply(Kind::Instances, foreign(6));
+        assert_eq!(values(&observed), [b"theirs"]);
+        observed.apply(Kind::Instances, deletion(7));
+        assert!(values(&observed).is_empty());
+    }
+
+    #[test]
+    fn what_is_older_than_our_own_write_is_not_taken() {
+        let mut observed = written(5);
+        for update in [foreign(4), foreign(5), deletion(3), listing(&[], 4, Cause::Compacted)] {
+            observed.apply(Kind::Instances, update);
+            assert_eq!(values(&observed), [b"ours"]);
+        }
+    }
+
+    #[test]
+    fn after_the_store_went_back_only_what_it_lists_is_there() {
+        let mut observed = written(5);
+        observed.apply(Kind::Instances, listing(&[], 4, Cause::WentBack));
+        assert!(values(&observed).is_empty());
+    }
+
+    #[test]
+    fn a_listing_is_about_its_own_kind_and_all_of_them_are_needed() {
+        let mut observed = written(5);
+        for kind in [Kind::Acks, Kind::Receivers] {
+            observed.apply(kind, listing(&[], 9, Cause::First));
+        }
+        assert_eq!(values(&observed), [b"ours"]);
+        assert!(!observed.is_listed());
+        observed.apply(Kind::Instances, listing(&[], 9, Cause::First));
+        assert!(values(&observed).is_empty() && observed.is_listed());
+    }
+}

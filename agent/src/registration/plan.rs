@@ -1,0 +1,241 @@
+//! From what should be registered and what is, to the next writes, and when. Pure.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use itertools::{
+    EitherOrBoth::{Both, Left, Right},
+    Itertools,
+};
+use rollcall_shared::{
+    reflector::Held,
+    store::{LeaseId, Op},
+};
+use tokio::time::Instant;
+
+use super::{
+    desired::Desired,
+    observed::{Kind, Observed},
+};
+
+/// Values by key.
+pub type Values = BTreeMap<String, Vec<u8>>;
+
+/// What is to be registered of signals.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SignalReports {
+    /// The receivers.
+    pub receivers: Values,
+    /// The acks.
+    pub acks: Values,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Write these.
+    Write(Vec<Op>),
+    /// There is something to write, but not before then: the last write failed.
+    WaitUntil(Instant),
+    /// The store is as it should be, as far as is known.
+    Idle,
+}
+
+/// Plans the writes of a node.
+#[derive(Debug)]
+pub struct Planner {
+    /// What should be registered of the containers.
+    pub desired: Desired,
+    /// What should be registered of signals; `None` until it is known, and then what is there stays as it is.
+    pub reports: Option<Arc<SignalReports>>,
+    /// What is registered.
+    pub observed: Observed,
+    /// When a write that failed may be tried again.
+    pub retry_at: Option<Instant>,
+}
+
+impl Planner {
+    /// Whether what should be registered of the containers and what is registered are known. Before that, keys that a
+    /// predecessor left would be written again, or deleted.
+    pub fn is_ready(&self) -> bool {
+        self.desired.values().is_some() && self.observed.is_listed()
+    }
+
+    /// What to do next, under this lease.
+    pub fn next(&self, lease: LeaseId, now: Instant) -> Next {
+        if !self.is_ready() {
+            return Next::Idle;
+        }
+        let kinds = Kind::ALL.into_iter().filter_map(|kind| Some((self.wanted(kind)?, kind)));
+        let (wanted, kinds): (Vec<&Values>, Vec<Kind>) = kinds.unzip();
+        let observed = kinds.iter().flat_map(|kind| self.observed.held(*kind));
+        let ops = plan(wanted.into_iter().flatten(), observed, lease);
+        match self.retry_at {
+            _ if ops.is_empty() => Next::Idle,
+            Some(at) if now < at => Next::WaitUntil(at),
+            Some(_) | None => Next::Write(ops),
+        }
+    }
+
+    fn wanted(&self, kind: Kind) -> Option<&Values> {
+        match kind {
+            Kind::Acks => self.reports.as_ref().map(|reports| &reports.acks),
+            Kind::Instances => self.desired.values(),
+            Kind::Receivers => self.reports.as_ref().map(|reports| &reports.receivers),
+        }
+    }
+}
+
+/// The writes that make what is observed be all that is desired, under the lease. Both are in the order of their keys.
+/// New and changed keys come before those that go, so that a service that moves is never without an instance.
+fn plan<'a>(
+    desired: impl Iterator<Item = (&'a String, &'a Vec<u8>)>,
+    observed: impl Iterator<Item = (&'a String, &'a Held<Vec<u8>>)>,
+    lease: LeaseId,
+) -> Vec<Op> {
+    let is_right = |value: &Vec<u8>, held: &Held<Vec<u8>>| *held.value == *value && held.lease == Some(lease);
+    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    for pair in desired.merge_join_by(observed, |(a, _), (b, _)| a.cmp(b)) {
+        match pair {
+            Both((_, value), (_, held)) if is_right(value, held) => {}
+            Left((key, value)) | Both((key, value), _) => {
+                puts.push(Op::Put { key: key.clone(), value: value.clone() });
+            }
+            Right((key, _)) => deletes.push(Op::Delete { key: key.clone() }),
+        }
+    }
+    puts.append(&mut deletes);
+    puts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use rollcall_shared::{keys::Keys, reflector::Cause, store::Revision};
+
+    use super::*;
+    use crate::{
+        inventory::RunningContainers,
+        registration::{
+            desired::tests::{policy, web},
+            observed::tests::{KEY, listing, observed},
+        },
+    };
+
+    const LEASE: LeaseId = LeaseId(7);
+    const FORMER_LEASE: LeaseId = LeaseId(3);
+
+    fn held(value: &[u8], lease: LeaseId) -> Held<Vec<u8>> {
+        Held { value: Arc::new(value.to_vec()), revision: Revision(1), lease: Some(lease) }
+    }
+
+    fn apply(observed: &mut BTreeMap<String, Held<Vec<u8>>>, ops: Vec<Op>) {
+        for op in ops {
+            match op {
+                Op::Put { key, value } => drop(observed.insert(key, held(&value, LEASE))),
+                Op::Delete { key } => drop(observed.remove(&key)),
+            }
+        }
+    }
+
+    fn values() -> impl Strategy<Value = Values> {
+        proptest::collection::btree_map("/k/[a-f]", proptest::collection::vec(0u8..3, 0..2), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn the_plan_leads_from_what_is_to_what_should_be_and_then_to_nothing(
+            desired in values(), before in values(), is_former in any::<bool>(),
+        ) {
+            let lease = if is_former { FORMER_LEASE } else { LEASE };
+            let mut observed: BTreeMap<String, Held<Vec<u8>>> =
+                before.iter().map(|(key, value)| (key.clone(), held(value, lease))).collect();
+            let ops = plan(desired.iter(), observed.iter(), LEASE);
+            apply(&mut observed, ops);
+            let reached: Values =
+                observed.iter().map(|(key, held)| (key.clone(), held.value.to_vec())).collect();
+            prop_assert_eq!(&reached, &desired);
+            prop_assert_eq!(plan(desired.iter(), observed.iter(), LEASE), []);
+        }
+    }
+
+    fn planner() -> Planner {
+        let keys: Keys = "/rollcall".parse().expect("a prefix");
+        let desired = Desired::new(policy(), keys);
+        Planner { desired, reports: None, observed: observed(), retry_at: None }
+    }
+
+    fn list_nothing(planner: &mut Planner) {
+        Kind::ALL.iter().for_each(|kind| planner.observed.apply(*kind, listing(&[], 1, Cause::First)));
+    }
+
+    fn running() -> Arc<RunningContainers> {
+        Arc::new(BTreeMap::from([(web().container.id.clone(), web())]))
+    }
+
+    /// A planner that knows of one container, and that nothing is registered.
+    fn ready() -> Planner {
+        let mut planner = planner();
+        list_nothing(&mut planner);
+        planner.desired.update(running());
+        planner
+    }
+
+    fn writes(planner: &Planner) -> Vec<Op> {
+        match planner.next(LEASE, Instant::now()) {
+            Next::Write(ops) => ops,
+            Next::WaitUntil(_) | Next::Idle => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_before_both_sides_are_known() {
+        let mut planner = planner();
+        planner.desired.update(running());
+        assert_eq!(planner.next(LEASE, Instant::now()), Next::Idle, "nothing was listed");
+        let mut planner = self::planner();
+        list_nothing(&mut planner);
+        let stale = listing(&[(KEY, b"stale", LEASE)], 2, Cause::Compacted);
+        planner.observed.apply(Kind::Instances, stale);
+        assert_eq!(planner.next(LEASE, Instant::now()), Next::Idle, "it is not known what runs");
+        planner.desired.update(running());
+        assert_eq!(writes(&planner).len(), 2);
+    }
+
+    #[test]
+    fn a_key_under_another_lease_is_put_again_and_one_under_ours_is_left_alone() {
+        let mut planner = ready();
+        let [Op::Put { key, value }] = &writes(&planner)[..] else { panic!("one instance is put") };
+        for (lease, expected) in [(FORMER_LEASE, 1), (LEASE, 0)] {
+            let listed = listing(&[(key, value, lease)], 2, Cause::Compacted);
+            planner.observed.apply(Kind::Instances, listed);
+            assert_eq!(writes(&planner).len(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_there_of_signals_stays_until_it_is_known_what_should_be() {
+        let mut planner = ready();
+        let (acks, receivers) = ("/rollcall/acks/h1/c/t", "/rollcall/receivers/h1/c/t");
+        planner.observed.apply(Kind::Acks, listing(&[(acks, b"1", LEASE)], 2, Cause::Compacted));
+        planner.observed.apply(Kind::Receivers, listing(&[(receivers, b"1", LEASE)], 2, Cause::Compacted));
+        assert_eq!(writes(&planner).len(), 1, "the instance");
+        let reports = Values::from([(acks.to_owned(), b"1".to_vec())]);
+        planner.reports = Some(Arc::new(SignalReports { acks: reports, receivers: Values::new() }));
+        let ops = writes(&planner);
+        assert!(matches!(&ops[..], [Op::Put { .. }, Op::Delete { key }] if key == receivers), "{ops:?}");
+    }
+
+    #[test]
+    fn a_write_that_failed_waits_and_is_forgotten_where_nothing_is_left_to_write() {
+        let mut planner = ready();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        planner.retry_at = Some(later);
+        assert_eq!(planner.next(LEASE, now), Next::WaitUntil(later));
+        assert!(matches!(planner.next(LEASE, later), Next::Write(_)));
+        planner.desired.update(Arc::default());
+        assert_eq!(planner.next(LEASE, now), Next::Idle);
+    }
+}

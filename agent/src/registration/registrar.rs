@@ -1,0 +1,196 @@
+//! Keeps what is registered of this node as it should be: a thin shell around the [`Planner`].
+//!
+//! It writes at once. What comes while a commit is under way is committed together. A commit that failed is tried again
+//! with backoff; one that failed because of the claim or the lease waits for the keeper's next session as well.
+
+use std::{sync::Arc, time::Duration};
+
+use rollcall_shared::{
+    keys::Keys,
+    model::name::NodeName,
+    process::{
+        backoff::Backoff,
+        error::one_line,
+        readiness::{Part, Readiness},
+        time::sleep_until,
+    },
+    reflector::Updates,
+    session::{Session, keeper::SessionHandle},
+    store::{KeyRange, Op, Store, StoreError},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    desired::{Desired, Policy},
+    observed::{Kind, Observed, Raw},
+    plan::{Next, Planner, SignalReports},
+};
+use crate::inventory::watcher::InventoryReceiver;
+
+/// The name under which the readiness report has the registration: it is ready once everything is registered.
+pub const PART: &str = "registration";
+
+/// Registers one node.
+#[derive(Debug)]
+pub struct Registrar {
+    store: Arc<dyn Store>,
+    /// The keys of instances, which are logged as registered and withdrawn.
+    instances: KeyRange,
+    planner: Planner,
+    backoff: Backoff,
+    part: Part,
+    inputs: Inputs,
+}
+
+/// What a registrar reads.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The node's session.
+    pub sessions: SessionHandle,
+    /// What runs.
+    pub inventory: InventoryReceiver,
+    /// What is to be registered of signals.
+    pub reports: watch::Receiver<Option<Arc<SignalReports>>>,
+    /// What the store has of the node's acks.
+    pub acks: Updates<Raw>,
+    /// What the store has of the node's instances.
+    pub instances: Updates<Raw>,
+    /// What the store has of the node's receivers.
+    pub receivers: Updates<Raw>,
+}
+
+/// Describes the registrar's metrics.
+pub fn describe_metrics() {
+    metrics::describe_gauge!("rollcall_agent_instances", "Instances that this host should have registered");
+    metrics::describe_counter!("rollcall_agent_writes_total", "Keys that were written to the store");
+    metrics::describe_histogram!(
+        "rollcall_agent_commit_duration_seconds",
+        metrics::Unit::Seconds,
+        "How long a commit took that succeeded"
+    );
+}
+
+impl Registrar {
+    /// A registrar of the policy's node.
+    pub fn new(
+        store: Arc<dyn Store>,
+        keys: &Keys,
+        policy: Policy,
+        inputs: Inputs,
+        readiness: &Readiness,
+    ) -> Self {
+        let node: NodeName = policy.node.clone();
+        let planner = Planner {
+            desired: Desired::new(policy, keys.clone()),
+            reports: None,
+            observed: Observed::new(keys, &node),
+            retry_at: None,
+        };
+        Self {
+            store,
+            instances: keys.instances_of(&node),
+            planner,
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
+            part: readiness.part(PART),
+            inputs,
+        }
+    }
+
+    /// Runs until it is dropped.
+    pub async fn run(mut self) {
+        let mut session = self.inputs.sessions.session();
+        loop {
+            let wake_at = match &session {
+                None => None,
+                Some(session) => match self.planner.next(session.lease(), Instant::now()) {
+                    Next::Write(ops) => {
+                        self.write(session, ops).await;
+                        continue;
+                    }
+                    Next::WaitUntil(at) => Some(at),
+                    Next::Idle => {
+                        self.report();
+                        None
+                    }
+                },
+            };
+            tokio::select! {
+                // Every branch is cancel safe: channels and a timer.
+                biased;
+                () = self.inputs.sessions.changed() => session = self.on_session(),
+                Ok(()) = self.inputs.inventory.changed() => self.on_inventory(),
+                Ok(()) = self.inputs.reports.changed() => {
+                    self.planner.reports = self.inputs.reports.borrow_and_update().clone();
+                }
+                Some(update) = self.inputs.acks.recv() => self.planner.observed.apply(Kind::Acks, update),
+                Some(update) = self.inputs.instances.recv() => {
+                    self.planner.observed.apply(Kind::Instances, update);
+                }
+                Some(update) = self.inputs.receivers.recv() => {
+                    self.planner.observed.apply(Kind::Receivers, update);
+                }
+                () = sleep_until(wake_at) => {}
+            }
+        }
+    }
+
+    /// Reports that there is nothing to write.
+    fn report(&self) {
+        if self.planner.is_ready() {
+            self.part.ready();
+        }
+    }
+
+    fn on_session(&mut self) -> Option<Session> {
+        let session = self.inputs.sessions.session();
+        if session.is_some() {
+            // What failed may have failed because of the last session.
+            self.planner.retry_at = None;
+        } else {
+            self.part.waiting("there is no session until the node is claimed again");
+        }
+        session
+    }
+
+    fn on_inventory(&mut self) {
+        let Some(running) = self.inputs.inventory.borrow_and_update().clone() else { return };
+        self.planner.desired.update(running);
+        let instances = self.planner.desired.values().map_or(0, |values| values.len());
+        metrics::gauge!("rollcall_agent_instances").set(instances as f64);
+    }
+
+    async fn write(&mut self, session: &Session, ops: Vec<Op>) {
+        let began = Instant::now();
+        match session.commit(&*self.store, &ops).await {
+            Ok(revisions) => {
+                let took = began.elapsed();
+                self.backoff.reset();
+                self.planner.retry_at = None;
+                for (op, revision) in ops.iter().zip(revisions) {
+                    self.planner.observed.on_written(op.clone(), session.lease(), revision);
+                }
+                // Whoever waits for the write goes first.
+                tokio::task::yield_now().await;
+                metrics::histogram!("rollcall_agent_commit_duration_seconds").record(took);
+                metrics::counter!("rollcall_agent_writes_total").increment(ops.len() as u64);
+                ops.iter().for_each(|op| self.log(op));
+            }
+            Err(error) => {
+                if matches!(error, StoreError::GuardFailed { .. } | StoreError::LeaseNotFound) {
+                    self.inputs.sessions.doubt(session.clone());
+                }
+                self.part.failed(one_line(&error));
+                self.planner.retry_at = Some(Instant::now() + self.backoff.next_delay());
+            }
+        }
+    }
+
+    fn log(&self, op: &Op) {
+        match op {
+            Op::Put { key, .. } if self.instances.contains(key) => tracing::info!(key, "registered"),
+            Op::Delete { key } if self.instances.contains(key) => tracing::info!(key, "withdrawn"),
+            Op::Put { key, .. } => tracing::debug!(key, "written"),
+            Op::Delete { key } => tracing::debug!(key, "deleted"),
+        }
+    }
+}

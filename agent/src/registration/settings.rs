@@ -1,0 +1,136 @@
+//! The settings of registration: who this host is, how its containers are reached, and which are registered.
+
+use std::{fmt, str::FromStr};
+
+use regex::Regex;
+use rollcall_shared::{
+    model::{
+        label::LabelSelector,
+        name::{ContainerName, NodeName},
+    },
+    process::{cli, host, setting::SettingError},
+};
+
+use super::advertise::Advertise;
+use crate::inventory::container::Port;
+
+/// Who this host is, and how its containers are reached.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Node")]
+pub struct NodeSettings {
+    /// This host's name, unique among all agents [default: the host name]
+    #[arg(long, env = "ROLLCALL_NODE", value_name = "NAME", global = true)]
+    pub node: Option<NodeName>,
+    /// Address of ports published on 0.0.0.0 or `::`: an IP, an interface or a CIDR; one of each family may be given,
+    /// separated by a comma [default: the source address of the route to etcd]
+    #[arg(
+        long,
+        env = "ROLLCALL_ADVERTISE",
+        value_name = "ADDRESS,...",
+        value_delimiter = ',',
+        global = true
+    )]
+    pub advertise: Vec<Advertise>,
+    /// How containers are reached: host (published ports), `network[:NAME]` (their own address) or name (their own
+    /// name) [default: host]
+    #[arg(long, env = "ROLLCALL_ADDRESS", value_name = "MODE", global = true)]
+    pub address: Option<AddressMode>,
+    /// Ports of every container whose own address or name is registered [default: those that it exposes]
+    #[arg(long = "port", env = "ROLLCALL_PORTS", value_name = "PORT[/PROTOCOL],...", global = true)]
+    #[arg(value_delimiter = ',')]
+    pub ports: Vec<Port>,
+}
+
+/// Which containers are registered, and with what.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Containers")]
+pub struct FilterSettings {
+    /// Register only the containers of these names
+    #[arg(long = "container", env = "ROLLCALL_CONTAINERS", value_name = "NAME,...", global = true)]
+    #[arg(value_delimiter = ',')]
+    pub containers: Vec<ContainerName>,
+    /// Register only containers whose name matches
+    #[arg(long, env = "ROLLCALL_ONLY_NAME", value_name = "REGEX", value_parser = cli::regex, global = true)]
+    pub only_name: Option<Regex>,
+    /// Register only containers with this label, or this label and value; all that are given must match
+    #[arg(long, env = "ROLLCALL_ONLY_LABEL", value_name = "LABEL[=VALUE],...", global = true)]
+    #[arg(value_delimiter = ',')]
+    pub only_label: Vec<LabelSelector>,
+    /// Register only containers whose image matches
+    #[arg(long, env = "ROLLCALL_ONLY_IMAGE", value_name = "REGEX", value_parser = cli::regex, global = true)]
+    pub only_image: Option<Regex>,
+    /// Register only containers that a label or SERVICE_NAME gives a service name
+    #[arg(long, env = "ROLLCALL_EXPLICIT", global = true)]
+    #[arg(value_parser = clap::builder::FalseyValueParser::new())]
+    pub explicit: bool,
+    /// Labels that go into the registration, by name or, ending in *, by prefix [default: none but rollcall.*]
+    #[arg(long = "export-label", env = "ROLLCALL_EXPORT_LABELS", value_name = "LABEL,...", global = true)]
+    #[arg(value_delimiter = ',')]
+    pub export_labels: Vec<String>,
+}
+
+impl NodeSettings {
+    /// This host's name.
+    ///
+    /// # Errors
+    /// None is given, and the host name cannot be one.
+    pub fn name(&self) -> Result<NodeName, SettingError> {
+        match &self.node {
+            Some(node) => Ok(node.clone()),
+            None => host::name().parse().map_err(|_| {
+                let expected = format!("a name, as the host name {:?} cannot be one", host::name());
+                SettingError::missing("--node", expected)
+            }),
+        }
+    }
+}
+
+/// How an instance's address is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddressMode {
+    /// The host's address and the published port.
+    Host,
+    /// The container's own address and port, on the network of this name or on its first one.
+    Network(Option<String>),
+    /// The container's name and its own port.
+    Name,
+}
+
+impl FromStr for AddressMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "host" => Ok(AddressMode::Host),
+            None if text == "network" => Ok(AddressMode::Network(None)),
+            None if text == "name" => Ok(AddressMode::Name),
+            Some(("network", name)) if !name.is_empty() => Ok(AddressMode::Network(Some(name.to_owned()))),
+            _ => Err("expected host, network, network:NAME or name".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for AddressMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AddressMode::Host => f.write_str("host"),
+            AddressMode::Network(None) => f.write_str("network"),
+            AddressMode::Network(Some(name)) => write!(f, "network:{name}"),
+            AddressMode::Name => f.write_str("name"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_modes_read_back_as_written() {
+        for text in ["host", "network", "network:front", "name"] {
+            assert_eq!(text.parse::<AddressMode>().expect("a mode").to_string(), text);
+        }
+        for text in ["", "network:", "hosts", "name:x"] {
+            assert!(text.parse::<AddressMode>().is_err(), "{text:?} was taken");
+        }
+    }
+}

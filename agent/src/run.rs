@@ -1,0 +1,222 @@
+//! Runs an agent: wires its rooms, in the order in which the data flows.
+
+use std::{sync::Arc, time::Duration};
+
+use rollcall_shared::{
+    codec::V1,
+    keys::{Key, Keys},
+    model::{claim::Claim, node::NodeRecord},
+    process::{backoff::Backoff, readiness::Readiness},
+    reflector::Reflector,
+    session::{Keeper, LeaseSettings, OnExit, keeper::SessionHandle},
+    store::Store,
+};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::{
+    Error, Settings,
+    docker::{Docker, Engine},
+    inventory::{Watcher, watcher::InventoryReceiver},
+    registration::{self, Policy, Registrar, address::Readers, observed::Kind},
+    signals::{
+        self, Dispatcher, SignalSettings,
+        decode::{DecodeConsumer, DecodeRequest},
+        dispatcher::{Host, ReportsReceiver},
+    },
+};
+
+/// An agent of one Docker host.
+#[derive(Debug)]
+pub struct Agent {
+    /// What it is told.
+    pub settings: Settings,
+    /// Its lease.
+    pub lease: LeaseSettings,
+    /// How long it waits for Docker and the store at the start.
+    pub wait: Duration,
+    /// What becomes of its registrations at the end.
+    pub on_exit: OnExit,
+    /// Where it registers.
+    pub store: Arc<dyn Store>,
+    /// The store's keys.
+    pub keys: Keys,
+    /// Who reads the store.
+    pub readers: Readers,
+    /// Where it reports how it fares.
+    pub readiness: Readiness,
+}
+
+impl Agent {
+    /// Runs until it is asked to stop.
+    ///
+    /// # Errors
+    /// Settings that cannot work, and Docker or the store out of reach at the start. Later it tries again and says so
+    /// in its readiness; only a name that belongs to another agent ends it.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        let policy = Policy::new(&self.settings.node, &self.settings.filter, &self.readers)?;
+        let startup = Startup { deadline: Instant::now() + self.wait, stop };
+        let connect = || async { Ok(Docker::connect(&self.settings.docker).await?) };
+        match startup.attempt(connect).await? {
+            Some(docker) => self.run_on(Arc::new(docker), policy, startup).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Runs on an engine that is connected to.
+    async fn run_on(self, engine: Arc<dyn Engine>, policy: Policy, startup: Startup) -> Result<(), Error> {
+        let span = tracing::info_span!("node", name = %policy.node);
+        self.work(engine, policy, startup).instrument(span).await
+    }
+
+    async fn work(self, engine: Arc<dyn Engine>, policy: Policy, startup: Startup) -> Result<(), Error> {
+        crate::describe_metrics();
+        let key = self.keys.format(&Key::Node(policy.node.clone()));
+        let id = startup.attempt(|| async { Ok(engine.id().await?) });
+        let Some(engine_id) = id.await? else { return Ok(()) };
+        // A store that cannot be reached now is likely a wrong setting.
+        let found = startup.attempt(|| async { Ok(self.store.get(&key).await?) });
+        let Some(_) = found.await? else { return Ok(()) };
+
+        let record = NodeRecord {
+            v: V1,
+            claim: Claim::new(engine_id, self.lease.ttl.as_secs()),
+            advertise: Some(policy.address.advertised.to_string()),
+        };
+        let name = (policy.node.to_string(), key);
+        let (keeper, sessions) =
+            Keeper::new(self.store.clone(), name, record, self.lease, self.on_exit, &self.readiness);
+        let (grace, refresh) = (self.settings.docker.docker_grace, self.lease.refresh);
+        let (watcher, inventory) = Watcher::new(engine.clone(), refresh, grace, &self.readiness);
+        let mut tasks = Tasks::default();
+        tasks.spawn("watcher", watcher.run());
+        let host = Host { engine, store: self.store, keys: self.keys, node: policy.node.clone() };
+        let wiring = Wiring { host, readiness: self.readiness, sessions, inventory };
+        let reports = wiring.dispatch(self.settings.signals, &mut tasks);
+        wiring.register(policy, reports, &mut tasks);
+        tokio::select! {
+            // The keeper ends by the token, in bounded time. Nothing else goes on meanwhile.
+            kept = keeper.run(startup.stop.clone()) => Ok(kept?),
+            ended = tasks.ended(&startup.stop) => Err(Error::Ended(ended)),
+        }
+    }
+}
+
+/// What the rooms share.
+struct Wiring {
+    host: Host,
+    readiness: Readiness,
+    sessions: SessionHandle,
+    inventory: InventoryReceiver,
+}
+
+impl Wiring {
+    /// Spawns the dispatcher; gives what it wants registered.
+    fn dispatch(&self, settings: SignalSettings, tasks: &mut Tasks) -> ReportsReceiver {
+        let Host { store, keys, node, engine: _ } = &self.host;
+        let part = self.readiness.part("consumers");
+        let decode = DecodeConsumer(keys.clone());
+        let (consumer_reflector, consumers) = Reflector::new(store.clone(), keys.consumers(), decode, part);
+        let part = self.readiness.part("signal requests");
+        let decode = DecodeRequest(keys.clone());
+        let (request_reflector, requests) =
+            Reflector::new(store.clone(), keys.signals_to(node), decode, part);
+        let (sessions, inventory) = (self.sessions.clone(), self.inventory.clone());
+        let inputs = signals::dispatcher::Inputs { sessions, inventory, consumers, requests };
+        let (dispatcher, reports) = Dispatcher::new(self.host.clone(), settings, inputs, &self.readiness);
+        tasks.spawn("dispatcher", async move {
+            tokio::select! {
+                // In one task, so that a request is handed on without waking another. None of them ends by itself.
+                biased;
+                () = request_reflector.run() => {}
+                () = consumer_reflector.run() => {}
+                () = dispatcher.run() => {}
+            }
+        });
+        reports
+    }
+
+    /// Spawns the registrar.
+    fn register(self, policy: Policy, reports: ReportsReceiver, tasks: &mut Tasks) {
+        let Host { store, keys, node, engine: _ } = self.host;
+        let mut observe = |kind: Kind| {
+            let (reflector, updates) = kind.reflector(store.clone(), &keys, &node, &self.readiness);
+            tasks.spawn("reflector of its own keys", reflector.run());
+            updates
+        };
+        let inputs = registration::registrar::Inputs {
+            acks: observe(Kind::Acks),
+            instances: observe(Kind::Instances),
+            receivers: observe(Kind::Receivers),
+            sessions: self.sessions,
+            inventory: self.inventory,
+            reports,
+        };
+        let registrar = Registrar::new(store, &keys, policy, inputs, &self.readiness);
+        tasks.spawn("registrar", registrar.run());
+    }
+}
+
+/// The tasks of an agent, which run until they are dropped.
+#[derive(Debug, Default)]
+struct Tasks(JoinSet<&'static str>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let named = async move {
+            task.await;
+            name
+        };
+        self.0.spawn(named.in_current_span());
+    }
+
+    /// Waits until one has ended by itself, which none should; gives its name. Ends them all when asked to stop.
+    async fn ended(&mut self, stop: &CancellationToken) -> &'static str {
+        tokio::select! {
+            // Neither branch has taken anything when it is dropped.
+            biased;
+            () = stop.cancelled() => {}
+            Some(ended) = self.0.join_next() => return ended.unwrap_or("task that panicked"),
+        }
+        self.0.shutdown().await;
+        std::future::pending().await
+    }
+}
+
+/// The start: what is not there when a host boots may be there in a moment.
+struct Startup {
+    /// Until when it is waited for.
+    deadline: Instant,
+    stop: CancellationToken,
+}
+
+impl Startup {
+    /// Tries until it works or the deadline has passed; gives `None` when asked to stop before.
+    async fn attempt<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<Option<T>, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let mut tries = async || {
+            loop {
+                match attempt().await {
+                    Err(error) if error.is_worth_a_retry() && Instant::now() < self.deadline => {
+                        let again = Instant::now() + backoff.next_delay();
+                        tokio::time::sleep_until(again.min(self.deadline)).await;
+                    }
+                    tried => return tried,
+                }
+            }
+        };
+        tokio::select! {
+            // What is dropped has only asked.
+            biased;
+            () = self.stop.cancelled() => Ok(None),
+            tried = tries() => tried.map(Some),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

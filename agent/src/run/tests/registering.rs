@@ -1,0 +1,299 @@
+//! What is registered follows what runs, whatever breaks in between.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_start_registers_at_once_and_an_end_withdraws_by_its_event_alone() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.start(&web("web"));
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["web"]);
+    assert_eq!(agent.condition(registration::PART), Condition::Ready);
+    engine.hang(Call::List);
+    engine.hang(Call::Inspect);
+    engine.tell(&web("web").id, Action::Die);
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_already_is_registered_once_all_of_it_is_known() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let names: Vec<String> = (0..20).map(|number| format!("web-{number:02}")).collect();
+    names.iter().for_each(|name| engine.put(&web(name)));
+    engine.hang(Call::Inspect);
+    let agent = Running::start(store.clone(), &engine);
+    pass(Duration::from_secs(1)).await;
+    assert!(engine.calls(&Call::Inspect) < names.len(), "they are not all asked for at once");
+    assert!(matches!(agent.condition(registration::PART), Condition::Waiting(_)));
+    engine.release(&Call::Inspect);
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, names);
+    let revisions: Vec<Revision> =
+        entries(&store, &instances()).await.iter().map(|entry| entry.revision).collect();
+    assert!(revisions.iter().all(|revision| *revision == revisions[0]), "they are written together");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_is_told_to_stop_drains() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    let web = web("web");
+    engine.start(&web);
+    pass(AT_ONCE).await;
+    engine.tell(&web.id, Action::Kill(web.stop_signal));
+    pass(AT_ONCE).await;
+    assert_eq!(registered_instances(&store).await[0].status, Status::Draining);
+    pass(LEASE.refresh * 3).await;
+    assert_eq!(registered_instances(&store).await[0].status, Status::Draining, "for as long as it runs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happened_while_the_events_were_broken_is_found_by_the_list() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("old"));
+    let agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.set_down(true);
+    engine.remove(&web("old"));
+    engine.put(&web("new"));
+    pass(Duration::from_secs(5)).await;
+    assert_eq!(registered(&store).await, ["old"], "what is known stays for the grace time");
+    assert!(matches!(agent.condition("docker"), Condition::Failed(_)));
+    engine.set_down(false);
+    pass(Duration::from_secs(20)).await;
+    assert_eq!(registered(&store).await, ["new"]);
+    assert_eq!(agent.condition("docker"), Condition::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_was_restarted_while_the_events_were_broken_is_registered_as_it_is_now() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.start(&web("web"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.break_events();
+    let restarted =
+        Container { bindings: vec![Binding { port: 9090, ..web("web").bindings[0] }], ..web("web") };
+    engine.put(&restarted);
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(registered_instances(&store).await[0].port, 9090, "though a list shows no difference");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_event_told_is_found_at_the_next_refresh() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("old"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.remove(&web("old"));
+    engine.put(&web("new"));
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["old"]);
+    pass(LEASE.refresh).await;
+    assert_eq!(registered(&store).await, ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_withdrawn_when_docker_is_away_for_longer_than_the_grace_time() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("web"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    let grace = Duration::from_secs(60);
+    engine.hang(Call::Agree);
+    engine.break_events();
+    pass(grace - AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["web"]);
+    pass(AT_ONCE * 3).await;
+    assert_eq!(registered(&store).await, [""; 0], "though Docker does not even answer");
+    engine.release(&Call::Agree);
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(registered(&store).await, ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_puts_every_instance_back() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("web"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    let lease = entries(&store, &instances()).await[0].lease.expect("it is leased");
+    store.revoke(lease).await.expect("it lives");
+    assert_eq!(registered(&store).await, [""; 0]);
+    pass(Duration::from_secs(2)).await;
+    assert_eq!(registered(&store).await, ["web"]);
+    assert_ne!(entries(&store, &instances()).await[0].lease, Some(lease));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_noticed_by_a_write_that_fails() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("old"));
+    let silent = GatedStore { is_claim_silent: true, ..GatedStore::new(&store) };
+    let _agent = Running::start(silent, &engine);
+    pass(AT_ONCE).await;
+    let lease = entries(&store, &instances()).await[0].lease.expect("it is leased");
+    store.revoke(lease).await.expect("it lives");
+    engine.start(&web("new"));
+    pass(Duration::from_secs(2)).await;
+    assert_eq!(registered(&store).await, ["new", "old"], "long before the lease would be refreshed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_while_the_store_was_down_is_written_when_it_is_back() {
+    for outage in [Duration::from_secs(10), LEASE.ttl * 3] {
+        let (store, engine) = (MemoryStore::new(), engine());
+        engine.put(&web("old"));
+        let agent = Running::start(store.clone(), &engine);
+        pass(AT_ONCE).await;
+        store.set_down(true);
+        engine.die(&web("old"));
+        engine.start(&web("new"));
+        pass(AT_ONCE).await;
+        let Condition::Failed(reason) = agent.condition(registration::PART) else {
+            panic!("it cannot write")
+        };
+        assert!(reason.contains("is not available"), "{reason}");
+        pass(outage).await;
+        store.set_down(false);
+        pass(Duration::from_secs(20)).await;
+        assert_eq!(registered(&store).await, ["new"]);
+        assert_eq!(agent.condition(registration::PART), Condition::Ready);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_store_was_restored_it_has_what_runs_and_nothing_else() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let empty = store.backup();
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.start(&web("old"));
+    pass(AT_ONCE).await;
+    let with_old = store.backup();
+    engine.die(&web("old"));
+    engine.start(&web("new"));
+    pass(AT_ONCE).await;
+    for backup in [empty, with_old] {
+        store.restore(backup);
+        pass(Duration::from_secs(10)).await;
+        assert_eq!(registered(&store).await, ["new"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_someone_else_deletes_changes_or_adds_is_put_right() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("web"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    let ours = entries(&store, &instances()).await.remove(0);
+    let (foreign, scribble) = ("/rollcall/instances/h1/ffffffffffff/80-tcp".to_owned(), b"scribble".to_vec());
+    for op in [
+        Op::Delete { key: ours.key.clone() },
+        Op::Put { key: ours.key.clone(), value: scribble.clone() },
+        Op::Put { key: ours.key.clone(), value: ours.value.clone() },
+        Op::Put { key: foreign, value: scribble },
+    ] {
+        store.commit(std::slice::from_ref(&op), None, None).await.expect("the store is up");
+        pass(AT_ONCE).await;
+        let entries = entries(&store, &instances()).await;
+        let same =
+            |entry: &Entry| (&entry.key, &entry.value, entry.lease) == (&ours.key, &ours.value, ours.lease);
+        assert!(entries.len() == 1 && entries.iter().all(same), "after {op:?}: {entries:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_a_commit_is_under_way_is_committed_together() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let gated = GatedStore::new(&store);
+    let _agent = Running::start(gated.clone(), &engine);
+    pass(AT_ONCE).await;
+    gated.set_commit(Gate::Hangs);
+    for name in ["a", "b", "c", "d"] {
+        engine.start(&web(name));
+        pass(AT_ONCE).await;
+    }
+    gated.set_commit(Gate::Open);
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["a", "b", "c", "d"]);
+    assert_eq!(gated.commits.load(Ordering::Relaxed), 2, "the first one's, and that of the rest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_is_retried_with_backoff_whatever_else_changes() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let gated = GatedStore::new(&store);
+    let agent = Running::start(gated.clone(), &engine);
+    pass(AT_ONCE).await;
+    gated.set_commit(Gate::Fails);
+    let names: Vec<String> = (0..100).map(|number| format!("web-{number:02}")).collect();
+    for name in &names {
+        engine.start(&web(name));
+        pass(Duration::from_millis(100)).await;
+    }
+    let tries = gated.commits.load(Ordering::Relaxed);
+    assert!((4..=10).contains(&tries), "{tries} tries in 10 s");
+    assert_eq!(
+        agent.condition(registration::PART),
+        Condition::Failed("the gate is not available: it is shut".to_owned())
+    );
+    gated.set_commit(Gate::Open);
+    pass(Duration::from_secs(10)).await;
+    assert_eq!(registered(&store).await, names);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_successor_adopts_what_was_kept_and_writes_only_what_differs() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("same"));
+    engine.put(&web("gone"));
+    let first = Running::start_with(store.clone(), &engine, OnExit::Keep);
+    pass(AT_ONCE).await;
+    first.stop().await;
+    let mut watched = watch(&store, &instances()).await;
+    let second = Running::start_with(store.clone(), &engine, OnExit::Keep);
+    pass(Duration::from_secs(5)).await;
+    assert_eq!(second.condition(registration::PART), Condition::Ready);
+    assert!(is_quiet(&mut watched).await, "nothing has changed");
+    second.stop().await;
+    engine.remove(&web("gone"));
+    let _third = Running::start(store.clone(), &engine);
+    pass(Duration::from_secs(5)).await;
+    let batch = watched.next().await.expect("the store lives").expect("it is up");
+    assert!(matches!(&batch.changes[..], [Change::Delete { .. }]), "{batch:?}");
+    assert!(is_quiet(&mut watched).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_keys_of_a_crashed_agent_are_adopted_as_well() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("web"));
+    let first = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    drop(first);
+    let mut watched = watch(&store, &instances()).await;
+    let _second = Running::start(store.clone(), &engine);
+    pass(LEASE.ttl * 3).await;
+    assert_eq!(registered(&store).await, ["web"]);
+    assert!(is_quiet(&mut watched).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_host_writes_nothing_and_lists_docker_once_a_refresh() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("web"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    let mut watched = watch(&store, &KeyRange::folder("/rollcall/".to_owned())).await;
+    let before = [Call::List, Call::Inspect].map(|call| engine.calls(&call));
+    pass(LEASE.refresh * 10).await;
+    assert!(is_quiet(&mut watched).await);
+    let after = [Call::List, Call::Inspect].map(|call| engine.calls(&call));
+    assert_eq!(after, [before[0] + 10, before[1]]);
+}

@@ -1,0 +1,136 @@
+//! A target's settings: the raw form that every source gives, and what it means.
+
+use std::time::Duration;
+
+use rollcall_shared::{model::name::TargetName, process::setting::SettingError};
+
+use crate::{
+    roll::{RawSelect, Select},
+    sink::file::{
+        FileConfig,
+        render::{Content, Format},
+        settings::RawFile,
+    },
+    target::{
+        loss_guard::{GuardSettings, RawGuard},
+        pacer::{PaceSettings, RawPace},
+    },
+};
+
+/// A target as flags, the Citus variables or TOML give it. Each room checks its own part.
+#[derive(Debug, Clone)]
+pub struct RawTarget {
+    /// Its name.
+    pub name: TargetName,
+    /// Which instances it shows.
+    pub select: RawSelect,
+    /// How its reloads are paced.
+    pub pace: Option<RawPace>,
+    /// The least time between two reloads, instead of a pace.
+    pub heartbeat: Option<Duration>,
+    /// What is held back.
+    pub guard: Option<RawGuard>,
+    /// Its file.
+    pub file: RawFile,
+}
+
+/// A target: one rendered file and what follows from it.
+#[derive(Debug, Clone)]
+pub struct TargetConfig {
+    /// Its name, unique among the consumer's targets.
+    pub name: TargetName,
+    /// Which instances it shows.
+    pub select: Select,
+    /// How its reloads are paced.
+    pub pace: PaceSettings,
+    /// What is held back.
+    pub guard: GuardSettings,
+    /// Its file.
+    pub file: FileConfig,
+}
+
+impl RawTarget {
+    /// Checks that what was given fits together, and completes it.
+    ///
+    /// # Errors
+    /// The setting that cannot work, by its name in TOML.
+    pub fn parse(self) -> Result<TargetConfig, SettingError> {
+        let Self { name, select, pace, heartbeat, guard, file } = self;
+        let file = file.parse()?;
+        let default_pace = if file.notify.is_some() { PaceSettings::reload() } else { PaceSettings::none() };
+        let mut select = select.parse();
+        if let Content::Format(format) = file.content {
+            restrict(&mut select, format)?;
+        }
+        Ok(TargetConfig {
+            name,
+            select,
+            pace: PaceSettings::parse(pace, heartbeat)?.unwrap_or(default_pace),
+            guard: guard.map(RawGuard::parse).transpose()?.unwrap_or_default(),
+            file,
+        })
+    }
+}
+
+/// Leaves only instances of a protocol that the format can express.
+fn restrict(select: &mut Select, format: Format) -> Result<(), SettingError> {
+    match select.protocol {
+        None => select.protocol = format.protocol(),
+        Some(protocol) if format.speaks(protocol) => {}
+        Some(protocol) => {
+            let expected = "a protocol that the format can express";
+            return Err(SettingError::new("select.protocol", protocol, expected));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_shared::model::instance::Protocol;
+
+    use super::*;
+    use crate::sink::file::notify::settings::RawNotify;
+
+    fn target(format: Format) -> RawTarget {
+        RawTarget {
+            name: "web".parse().expect("a name"),
+            select: RawSelect::default(),
+            pace: None,
+            heartbeat: None,
+            guard: None,
+            file: RawFile { dest: Some("/x".into()), format: Some(format), ..RawFile::default() },
+        }
+    }
+
+    #[test]
+    fn a_target_is_paced_where_something_is_notified_unless_its_pace_is_set() {
+        let mut raw = target(Format::Json);
+        let pace = |raw: &RawTarget| raw.clone().parse().expect("a target").pace;
+        assert_eq!(pace(&raw), PaceSettings::none());
+        let container = Some("proxy".parse().expect("a name"));
+        raw.file.notify = Some(RawNotify { container, ..RawNotify::default() });
+        assert_eq!(pace(&raw), PaceSettings::reload());
+        raw.heartbeat = Some(Duration::from_secs(9));
+        assert_eq!(pace(&raw), PaceSettings::heartbeat(Duration::from_secs(9)));
+        raw.heartbeat = None;
+        raw.pace = Some("none".parse().expect("a pace"));
+        assert_eq!(pace(&raw), PaceSettings::none());
+    }
+
+    #[test]
+    fn a_format_implies_its_protocol_and_refuses_one_that_it_cannot_express() {
+        let protocol = |format, protocol| {
+            let mut raw = target(format);
+            raw.select.protocol = protocol;
+            raw.parse().map(|target| target.select.protocol).map_err(|error| error.to_string())
+        };
+        assert_eq!(protocol(Format::Json, None), Ok(None));
+        assert_eq!(protocol(Format::CitusWorkers, None), Ok(Some(Protocol::Tcp)));
+        assert_eq!(protocol(Format::NginxUpstream, Some(Protocol::Udp)), Ok(Some(Protocol::Udp)));
+        assert_eq!(
+            protocol(Format::CitusWorkers, Some(Protocol::Udp)),
+            Err("select.protocol is udp: expected a protocol that the format can express".to_owned())
+        );
+    }
+}

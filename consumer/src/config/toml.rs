@@ -1,0 +1,465 @@
+//! The file of targets: TOML read into raw targets, and the line of each error.
+//!
+//! A value is parsed as it is read, so that its error has its line. What contradicts another setting is found
+//! afterwards, and named by target and setting.
+
+use std::{
+    collections::HashSet,
+    fmt, fs,
+    marker::PhantomData,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use regex::Regex;
+use rollcall_shared::{
+    model::name::TargetName,
+    process::{cli, setting::SettingError, time as times},
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Error as _, SeqAccess, Visitor},
+};
+
+use super::target::{RawTarget, TargetConfig};
+use crate::{
+    roll::RawSelect,
+    sink::file::{
+        command::CommandLine,
+        install::{Mode, Owner},
+        notify::settings::RawNotify,
+        render::Format,
+        settings::{RawBackups, RawFile},
+    },
+    target::{loss_guard::RawGuard, pacer::RawPace},
+};
+
+/// Reads the targets of a TOML file.
+///
+/// # Errors
+/// A file that cannot be read, a line that cannot be parsed, or a setting that cannot work.
+pub(crate) fn read(path: &Path) -> Result<Vec<TargetConfig>, SettingError> {
+    let text =
+        fs::read_to_string(path).map_err(|error| SettingError::caused("--config", path.display(), error))?;
+    parse(&text).map_err(|error| SettingError::caused("--config", path.display(), error))
+}
+
+/// What is wrong with a file of targets.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    /// A line cannot be parsed.
+    #[error("line {number}, {line:?}: {reason}")]
+    Line { number: usize, line: String, reason: String },
+    /// Something cannot be parsed, and the parser does not know where.
+    #[error("{0}")]
+    Anywhere(String),
+    /// A setting cannot work.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+}
+
+impl FileError {
+    /// Shows no more of a line than this many characters.
+    const MAX_SHOWN: usize = 120;
+
+    fn new(text: &str, error: &::toml::de::Error) -> Self {
+        let reason = error.message().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let Some(span) = error.span() else { return FileError::Anywhere(reason) };
+        let before = &text.as_bytes()[..span.start.min(text.len())];
+        let lines_before = before.iter().filter(|byte| **byte == b'\n').count();
+        let line = text.lines().nth(lines_before).unwrap_or_default().trim();
+        let line = line.chars().take(Self::MAX_SHOWN).collect();
+        FileError::Line { number: lines_before + 1, line, reason }
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<TargetConfig>, FileError> {
+    let file: TargetsFile = ::toml::from_str(text).map_err(|error| FileError::new(text, &error))?;
+    if file.targets.is_empty() {
+        return Err(SettingError::missing("[[target]]", "one or more").into());
+    }
+    let targets = file.targets.into_iter().map(TargetTable::parse).collect::<Result<Vec<_>, _>>()?;
+    check_distinct(&targets)?;
+    Ok(targets)
+}
+
+/// Checks that no two targets have one name or one file.
+fn check_distinct(targets: &[TargetConfig]) -> Result<(), SettingError> {
+    let (mut names, mut files) = (HashSet::new(), HashSet::new());
+    for TargetConfig { name, file, .. } in targets {
+        if !names.insert(name) {
+            return Err(SettingError::new("target name", name, "a name that no other target has"));
+        }
+        // Where there is no current folder, a relative path is compared as it is.
+        if !files.insert(std::path::absolute(&file.dest).unwrap_or_else(|_| file.dest.clone())) {
+            let error = SettingError::new("dest", file.dest.display(), "a file that no other target has");
+            return Err(error.within(&format!("target {name}: ")));
+        }
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetsFile {
+    #[serde(default, rename = "target")]
+    targets: Vec<TargetTable>,
+}
+
+/// `[[target]]`: the keys of the target and of its file in one table. Serde's flatten would lose the lines of errors.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetTable {
+    name: TargetName,
+    dest: Option<PathBuf>,
+    format: Option<Format>,
+    template: Option<PathBuf>,
+    #[serde(default)]
+    select: RawSelect,
+    #[serde(default, deserialize_with = "parsed")]
+    mode: Option<Mode>,
+    #[serde(default, deserialize_with = "parsed")]
+    owner: Option<Owner>,
+    #[serde(default, deserialize_with = "command")]
+    check: Option<CommandLine>,
+    #[serde(default, deserialize_with = "time")]
+    check_timeout: Option<Duration>,
+    notify: Option<RawNotify>,
+    pace: Option<RawPace>,
+    #[serde(default, deserialize_with = "time")]
+    heartbeat: Option<Duration>,
+    guard: Option<RawGuard>,
+    backups: Option<RawBackups>,
+}
+
+impl TargetTable {
+    fn parse(self) -> Result<TargetConfig, SettingError> {
+        let outer = format!("target {}: ", self.name);
+        RawTarget::from(self).parse().map_err(|error| error.within(&outer))
+    }
+}
+
+impl From<TargetTable> for RawTarget {
+    fn from(table: TargetTable) -> Self {
+        let TargetTable { name, select, pace, heartbeat, guard, .. } = table;
+        let TargetTable {
+            dest, format, template, mode, owner, check, check_timeout, backups, notify, ..
+        } = table;
+        let file = RawFile { dest, format, template, mode, owner, check, check_timeout, backups, notify };
+        Self { name, select, pace, heartbeat, guard, file }
+    }
+}
+
+/// A regular expression.
+pub(crate) fn pattern<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Regex>, D::Error> {
+    cli::regex(&String::deserialize(from)?).map(Some).map_err(D::Error::custom)
+}
+
+/// A time, such as `20ms`.
+pub(crate) fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    times::parse(&String::deserialize(from)?).map(Some).map_err(D::Error::custom)
+}
+
+/// A text that is parsed as a flag's value is.
+pub(crate) fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// A command: one text is split into words, a list is words already.
+pub(crate) fn command<'de, D: Deserializer<'de>>(from: D) -> Result<Option<CommandLine>, D::Error> {
+    struct Words;
+    impl<'de> Visitor<'de> for Words {
+        type Value = CommandLine;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a command, or a list of its words")
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<CommandLine, E> {
+            text.parse().map_err(E::custom)
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<CommandLine, A::Error> {
+            let mut words = Vec::new();
+            while let Some(word) = seq.next_element()? {
+                words.push(word);
+            }
+            CommandLine::from_words(words).map_err(A::Error::custom)
+        }
+    }
+    from.deserialize_any(Words).map(Some)
+}
+
+/// One value or a list of them, each a text or a whole number.
+pub(crate) fn one_or_many<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
+    from: D,
+) -> Result<Vec<T>, D::Error> {
+    from.deserialize_any(Values(PhantomData))
+}
+
+struct Values<T>(PhantomData<T>);
+
+impl<'de, T: FromStr<Err: fmt::Display>> Visitor<'de> for Values<T> {
+    type Value = Vec<T>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one value, or a list of them")
+    }
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+        text.parse().map(|value| vec![value]).map_err(E::custom)
+    }
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Vec<T>, E> {
+        self.visit_str(&number.to_string()).map_err(|error: E| E::custom(format!("{number}: {error}")))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+        let mut values = Vec::new();
+        while let Some(One(value)) = seq.next_element()? {
+            values.push(value);
+        }
+        Ok(values)
+    }
+}
+
+/// One value of a list.
+struct One<T>(T);
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for One<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Single<T>(PhantomData<T>);
+        impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Single<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a whole number")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+                text.parse().map_err(E::custom)
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+                self.visit_str(&number.to_string())
+                    .map_err(|error: E| E::custom(format!("{number}: {error}")))
+            }
+        }
+        from.deserialize_any(Single(PhantomData)).map(One)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_shared::{
+        model::instance::{Protocol, Status},
+        process::error::one_line,
+    };
+
+    use super::*;
+    use crate::{
+        sink::file::{install::Backups, render::Content},
+        target::{
+            loss_guard::{GuardSettings, HoldTime},
+            pacer::PaceSettings,
+        },
+    };
+
+    const TARGET: &str = "[[target]]\nname = \"web\"\ndest = \"/tmp/web.conf\"\n";
+
+    fn targets(text: &str) -> Result<Vec<TargetConfig>, String> {
+        parse(text).map_err(|error| one_line(&error))
+    }
+
+    fn web(rest: &str) -> Result<TargetConfig, String> {
+        Ok(targets(&format!("{TARGET}{rest}"))?.remove(0))
+    }
+
+    #[test]
+    fn a_target_with_every_key_is_read() {
+        let target = web(r#"
+format = "nginx-upstream"
+mode = "0640"
+owner = "0:0"
+check = "nginx -t -c {file}"
+check_timeout = "5s"
+pace = { burst = 3, interval = "1s", quiet = "100ms" }
+guard = { min_instances = 1, max_loss = "50%", hold = "forever" }
+backups = { dir = "/var/backups", keep = 3 }
+[target.select]
+service = ["web", "api"]
+service_regex = "^w"
+container_regex = "1$"
+labels = ["role=front", "public"]
+node = "h1"
+port = [80, 8080]
+protocol = "tcp"
+tags = ["blue"]
+status = ["passing", "starting"]
+family = "ipv6"
+[target.notify]
+label = "role=proxy"
+signal = "USR1"
+"#)
+        .expect("a target");
+        let TargetConfig { name, select, pace, guard, file } = target;
+        assert_eq!(name.as_str(), "web");
+        assert_eq!(select.services.len(), 2);
+        assert_eq!(select.labels.len(), 2);
+        assert_eq!(select.ports, [80, 8080]);
+        assert_eq!(select.nodes, ["h1".parse().expect("a name")]);
+        assert_eq!(select.statuses, [Status::Passing, Status::Starting]);
+        assert_eq!(pace.burst, 3);
+        assert_eq!((guard.min_instances, guard.hold), (1, HoldTime::Forever));
+        assert_eq!(file.content, Content::Format(Format::NginxUpstream));
+        assert_eq!(file.mode, Some(Mode(0o640)));
+        assert_eq!(file.owner, Some(Owner { user: Some(0), group: Some(0) }));
+        assert_eq!(file.check.expect("a check").timeout, Duration::from_secs(5));
+        assert_eq!(file.backups, Some(Backups { dir: "/var/backups".into(), keep: 3 }));
+        assert_eq!(file.notify.expect("a notifier").to_string(), "USR1 to label role=proxy");
+    }
+
+    #[test]
+    fn a_setting_that_is_left_out_has_its_default() {
+        let target = web("format = \"json\"").expect("a target");
+        assert_eq!(target.select.statuses, [Status::Passing]);
+        assert_eq!(target.select.protocol, None);
+        assert_eq!(target.pace, PaceSettings::none());
+        assert_eq!(target.guard, GuardSettings::default());
+        assert_eq!((target.file.check, target.file.backups, target.file.notify), (None, None, None));
+        let rest = "format = \"citus-workers\"\ncheck = \"a {file}\"\nbackups = { dir = \"/b\" }\n[target.notify]\ncommand = [\"b\", \"c d\"]";
+        let target = web(rest).expect("a target");
+        assert_eq!(target.select.protocol, Some(Protocol::Tcp));
+        assert_eq!(target.pace, PaceSettings::reload());
+        assert_eq!(target.file.check.expect("a check").timeout, Duration::from_secs(10));
+        assert_eq!(target.file.backups.expect("backups").keep, 10);
+        assert_eq!(target.file.notify.expect("a notifier").to_string(), "command b c d");
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_parsed_is_named() {
+        for (rest, expected) in [
+            (
+                "formt = \"json\"",
+                "line 4, \"formt = \\\"json\\\"\": unknown field `formt`, expected one of `name`, `dest`, `format`,",
+            ),
+            (
+                "format = \"jason\"",
+                "line 4, \"format = \\\"jason\\\"\": unknown variant `jason`, expected one of",
+            ),
+            (
+                "format = \"json\"\nmode = \"rw\"",
+                "line 5, \"mode = \\\"rw\\\"\": \"rw\" is not a mode: expected three or four octal digits",
+            ),
+            (
+                "format = \"json\"\nheartbeat = \"now\"",
+                "line 5, \"heartbeat = \\\"now\\\"\": \"now\" is not a time: expected one such as",
+            ),
+            (
+                "format = \"json\"\npace = { burst = \"x\" }",
+                "line 5, \"pace = { burst = \\\"x\\\" }\": invalid type: string \"x\", expected u32",
+            ),
+            (
+                "format = \"json\"\nguard = { max_loss = \"100%\" }",
+                "line 5, \"guard = { max_loss = \\\"100%\\\" }\": \"100%\" is not a share: expected 0% to 99%",
+            ),
+            (
+                "format = \"json\"\ndebounce = { min = \"1s\" }",
+                "line 5, \"debounce = { min = \\\"1s\\\" }\": unknown field `debounce`",
+            ),
+            (
+                "format = \"json\"\n[target.select]\nservice_regex = \"(\"",
+                "line 6, \"service_regex = \\\"(\\\"\": \"(\" is not a regular expression: unclosed group",
+            ),
+            (
+                "format = \"json\"\n[target.select]\nport = 99999",
+                "line 6, \"port = 99999\": 99999: number too large",
+            ),
+            (
+                "format = \"json\"\n[target.select]\nport = [80, [81]]",
+                "line 6, \"port = [80, [81]]\": invalid type: sequence, expected a text or a whole number",
+            ),
+            (
+                "format = \"json\"\n[target.select]\nservice = \"a b\"",
+                "line 6, \"service = \\\"a b\\\"\": \"a b\" is not a service name",
+            ),
+            (
+                "format = \"json\"\n[target.select]\nstatus = \"up\"",
+                "line 6, \"status = \\\"up\\\"\": \"up\" is not a status",
+            ),
+            ("[target.notify", "line 4, \"[target.notify\": "),
+        ] {
+            let error = web(rest).map(drop).expect_err(rest);
+            assert!(error.starts_with(expected), "{error}\n{expected}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let error = targets("[[target]]\ndest = \"/x\"\n").map(drop).expect_err("it has no name");
+        assert!(error.starts_with("line 1, \"[[target]]\": missing field `name`"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_that_cannot_work_is_named_by_its_target() {
+        for (rest, expected) in [
+            ("", "format is not given: expected "),
+            ("format = \"json\"\ntemplate = \"x\"", "template is x: expected "),
+            ("format = \"json\"\ncheck = \"true\"", "check is \"true\": expected {file} in it"),
+            ("format = \"json\"\ncheck_timeout = \"1s\"", "check_timeout is 1s: expected check beside it"),
+            (
+                "format = \"json\"\n[target.notify]\nsignal = \"HUP\"",
+                "notify is not given: expected exactly one of",
+            ),
+            (
+                "format = \"json\"\n[target.notify]\ncontainer = \"x\"\nlabel = \"y\"",
+                "notify is several of them: expected exactly one of container, label, pid_file and command",
+            ),
+            (
+                "format = \"json\"\n[target.notify]\ncommand = \"x\"\nsignal = \"HUP\"",
+                "notify.signal is HUP: expected ",
+            ),
+            (
+                "format = \"json\"\n[target.notify]\npid_file = \"x\"\ntimeout = \"1s\"",
+                "notify.timeout is 1s: expected notify.command beside it",
+            ),
+            (
+                "format = \"citus-workers\"\n[target.select]\nprotocol = \"udp\"",
+                "select.protocol is udp: expected a protocol that the format can express",
+            ),
+            ("format = \"json\"\nguard = {}", "guard.max_loss is not given: expected "),
+            (
+                "format = \"json\"\nheartbeat = \"1s\"\npace = \"none\"",
+                "heartbeat is 1s: expected it or pace, not both",
+            ),
+            ("format = \"json\"\npace = { burst = 0 }", "pace.burst is 0: expected 1 to 1000"),
+        ] {
+            let error = web(rest).map(drop).expect_err(rest);
+            let expected = format!("target web: {expected}");
+            assert!(error.starts_with(&expected), "{error}\n{expected}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let error = targets("[[target]]\nname = \"web\"\n").map(drop).expect_err("it has no file");
+        assert!(error.starts_with("target web: dest is not given: expected "), "{error}");
+    }
+
+    #[test]
+    fn targets_have_names_and_files_of_their_own() {
+        let target = |name: &str, dest: &str| {
+            format!("[[target]]\nname = \"{name}\"\ndest = \"{dest}\"\nformat = \"json\"\n")
+        };
+        for (text, expected) in [
+            (String::new(), "[[target]] is not given: expected one or more"),
+            (
+                target("a", "/x") + &target("a", "/y"),
+                "target name is a: expected a name that no other target has",
+            ),
+            (
+                target("a", "/x") + &target("b", "/./x"),
+                "target b: dest is /./x: expected a file that no other target has",
+            ),
+        ] {
+            assert_eq!(targets(&text).map(drop), Err(expected.to_owned()));
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_file_first() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("targets.toml");
+        fs::write(&file, format!("{TARGET}format = \"json\"\ncheck = \"true\"\n")).expect("a file");
+        let error = one_line(&read(&file).expect_err("its check names no file"));
+        let expected = "target web: check is \"true\": expected {file} in it";
+        assert_eq!(error, format!("--config is {}: {expected}", file.display()));
+    }
+}

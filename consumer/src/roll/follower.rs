@@ -1,0 +1,166 @@
+//! Keeps every target's selection up with the roll: a thin shell around [`super::roll`] and [`super::selection`].
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use rollcall_shared::{
+    keys::Keys,
+    model::instance::{Instance, InstanceId},
+    process::{error::one_line, readiness::Part, time::sleep_until},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Remembered, Roll, RollUpdate, Selection, Shifts};
+use crate::config::TargetConfig;
+
+/// How soon after a change the roll is remembered, and how much longer than the last save took it waits at least: a save
+/// of many instances is not to keep a processor busy.
+const REMEMBER_DELAY: Duration = Duration::from_secs(5);
+const MIN_IDLE_PER_SAVE: u32 = 50;
+
+/// Follows the roll.
+#[derive(Debug)]
+pub struct Follower {
+    roll: Roll,
+    selections: Vec<watch::Sender<Selection>>,
+    /// Where the roll is remembered, if it is.
+    state_dir: Option<PathBuf>,
+    /// When the roll is to be remembered, if it has changed since it was.
+    remember_at: Option<Instant>,
+    saving: Option<JoinHandle<Duration>>,
+    part: Part,
+}
+
+impl Follower {
+    /// A follower for the targets, which begins with what is remembered in the state folder, if one is given. Gives the
+    /// selections, in the order of the targets. `ttl` is that of a node whose record is unknown.
+    pub fn new(
+        targets: &[TargetConfig],
+        keys: Keys,
+        ttl: Duration,
+        state_dir: Option<PathBuf>,
+        part: Part,
+    ) -> (Self, Vec<watch::Receiver<Selection>>) {
+        let now = Instant::now();
+        let remembered = state_dir.as_deref().and_then(Remembered::load);
+        let (roll, shifts) = match remembered {
+            Some(remembered) => Roll::resume(keys, ttl, remembered),
+            None => (Roll::new(keys, ttl), Shifts::default()),
+        };
+        let selection = |target: &TargetConfig| {
+            let mut selection = Selection::new(Arc::new(target.select.clone()), target.guard);
+            selection.apply(&shifts, now);
+            watch::Sender::new(selection)
+        };
+        let selections: Vec<_> = targets.iter().map(selection).collect();
+        let receivers = selections.iter().map(watch::Sender::subscribe).collect();
+        part.ready();
+        (Self { roll, selections, state_dir, remember_at: None, saving: None, part }, receivers)
+    }
+
+    /// Runs until it is stopped.
+    pub async fn run(mut self, mut updates: mpsc::Receiver<RollUpdate>, stop: CancellationToken) {
+        loop {
+            let next = [self.roll.next_deadline(), self.remember_at].into_iter().flatten().min();
+            tokio::select! {
+                // Every branch is cancel safe: a token, a channel and a timer.
+                biased;
+                () = stop.cancelled() => break,
+                update = updates.recv() => match update {
+                    Some(update) => {
+                        let shifts = self.roll.apply(update, Instant::now());
+                        self.hand_on(&shifts).await;
+                    }
+                    None => break,
+                },
+                () = sleep_until(next) => {
+                    let now = Instant::now();
+                    if self.roll.next_deadline().is_some_and(|at| at <= now) {
+                        let shifts = self.roll.expire(now);
+                        self.hand_on(&shifts).await;
+                    }
+                    if self.remember_at.is_some_and(|at| at <= now) {
+                        self.remember(now).await;
+                    }
+                }
+            }
+        }
+        if self.remember_at.is_some() {
+            self.save();
+        }
+        if let Some(saving) = self.saving.take() {
+            // It has said so itself if it failed.
+            let _ = saving.await;
+        }
+    }
+
+    async fn hand_on(&mut self, shifts: &Shifts) {
+        let now = Instant::now();
+        for selection in &self.selections {
+            selection.send_if_modified(|selection| selection.apply(shifts, now));
+        }
+        // Unblock the targets first; count afterwards.
+        tokio::task::yield_now().await;
+        if self.state_dir.is_some() {
+            self.remember_at.get_or_insert(now + REMEMBER_DELAY);
+        }
+        metrics::gauge!("rollcall_consumer_roll_instances").set(self.roll.len() as f64);
+        metrics::gauge!("rollcall_consumer_roll_unconfirmed").set(shifts.unconfirmed as f64);
+        match shifts.unconfirmed {
+            0 => self.part.ready(),
+            count => self.part.waiting(format!(
+                "the store went back: {count} instances are kept until their nodes register again"
+            )),
+        }
+    }
+
+    /// Has the roll written to the state folder by another thread, as far as a target shows it.
+    async fn remember(&mut self, now: Instant) {
+        if let Some(saving) = self.saving.take() {
+            if !saving.is_finished() {
+                self.saving = Some(saving);
+                self.remember_at = Some(now + REMEMBER_DELAY);
+                return;
+            }
+            let took = saving.await.unwrap_or_default();
+            let rest = (took * MIN_IDLE_PER_SAVE).saturating_sub(REMEMBER_DELAY);
+            if !rest.is_zero() {
+                self.remember_at = Some(now + rest);
+                return;
+            }
+        }
+        self.save();
+    }
+
+    fn save(&mut self) {
+        self.remember_at = None;
+        let Some(dir) = self.state_dir.clone() else { return };
+        let selects: Vec<_> =
+            self.selections.iter().map(|selection| selection.borrow().select().clone()).collect();
+        let is_shown = |id: &InstanceId, instance: &Instance| {
+            selects.iter().any(|select| select.endpoint(id, instance).is_some())
+        };
+        let mut remembered = self.roll.remember(is_shown);
+        let now = Instant::now();
+        for selection in &self.selections {
+            // What a guard holds is to be held after a restart as well.
+            for row in selection.borrow().verdict(now).lost() {
+                self.roll.remember_lost(&mut remembered, &row.id, &row.instance);
+            }
+        }
+        self.saving = Some(tokio::task::spawn_blocking(move || {
+            let began = std::time::Instant::now();
+            if let Err(error) = Remembered::save(&dir, &remembered) {
+                tracing::warn!(
+                    error = one_line(&error),
+                    "cannot remember the roll: a restart begins without it"
+                );
+            }
+            began.elapsed()
+        }));
+    }
+}

@@ -1,0 +1,240 @@
+//! A user's command: its words, run without a shell and within a time-out.
+//!
+//! Commands check staged files and notify targets. After the time-out the whole process group is killed.
+
+use std::{
+    fmt,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rollcall_shared::process::time;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::{Child, Command},
+};
+
+/// Stands for the file in a command's words.
+pub const FILE: &str = "{file}";
+
+/// A command as words; `{file}` in them stands for the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    program: String,
+    arguments: Vec<String>,
+}
+
+/// Why a command was not a success. It may be, when it is run again.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It cannot be started.
+    #[error("cannot run {program}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It ended otherwise than with the exit code 0.
+    #[error("{program} ended with {status}{said}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// How it ended.
+        status: String,
+        /// A colon and the first line of its output, if there is one.
+        said: String,
+    },
+    /// It took too long.
+    #[error("{program} took more than {}{said}", time::show(*timeout))]
+    TimedOut {
+        /// The program.
+        program: String,
+        /// The time that it had.
+        timeout: Duration,
+        /// A colon and the first line of its output, if there is one.
+        said: String,
+    },
+}
+
+impl FromStr for CommandLine {
+    type Err = String;
+
+    /// Splits words as a shell does, with its quotes, and nothing else of it.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words = shlex::split(text).ok_or_else(|| format!("{text:?} has a quote without its end"))?;
+        Self::from_words(words)
+    }
+}
+
+impl fmt::Display for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.program)?;
+        self.arguments.iter().try_for_each(|word| write!(f, " {word}"))
+    }
+}
+
+/// How much of a command's output is kept, in bytes: enough for a first line.
+const MAX_KEPT_BYTES: usize = 4096;
+
+/// How long the rest of its output is waited for after a command has ended: a child of it may hold the pipe open.
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(50);
+
+impl CommandLine {
+    /// A command of these words.
+    ///
+    /// # Errors
+    /// There is no word.
+    pub fn from_words(words: Vec<String>) -> Result<Self, String> {
+        let mut words = words.into_iter();
+        let program = words.next().filter(|program| !program.is_empty());
+        let program = program.ok_or_else(|| "expected a program and its arguments".to_owned())?;
+        Ok(Self { program, arguments: words.collect() })
+    }
+
+    /// Whether it names the file.
+    pub fn names_file(&self) -> bool {
+        self.program.contains(FILE) || self.arguments.iter().any(|word| word.contains(FILE))
+    }
+
+    /// Runs it for `file`, and kills it after the time-out.
+    ///
+    /// # Errors
+    /// Any end but the exit code 0.
+    pub async fn run(&self, file: &Path, timeout: Duration) -> Result<(), CommandError> {
+        let file = file.to_string_lossy();
+        let program = self.program.replace(FILE, &file);
+        let mut command = Command::new(&program);
+        command
+            .args(self.arguments.iter().map(|word| word.replace(FILE, &file)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        let started = command.spawn();
+        let mut child = started.map_err(|source| CommandError::Start { program: program.clone(), source })?;
+        let errors = Output::of(child.stderr.take());
+        let output = Output::of(child.stdout.take());
+        let ended = tokio::time::timeout(timeout, child.wait()).await;
+        if let Ok(Ok(status)) = &ended
+            && status.success()
+        {
+            return Ok(());
+        }
+        if ended.is_err() {
+            kill(&mut child).await;
+        }
+        let said = match errors.first_line().await {
+            Some(line) => Some(line),
+            None => output.first_line().await,
+        };
+        let said = said.map(|line| format!(": {line}")).unwrap_or_default();
+        Err(match ended {
+            Ok(Ok(status)) => CommandError::Failed { program, status: show(status), said },
+            Ok(Err(source)) => CommandError::Start { program, source },
+            Err(_) => CommandError::TimedOut { program, timeout, said },
+        })
+    }
+}
+
+fn show(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// Ends a command and all that it started, as far as that is in its process group.
+async fn kill(child: &mut Child) {
+    let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+    if let Some(group) = group {
+        let killed = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        tracing::debug!(?killed, "ended a command that took too long");
+    }
+    // It may be gone already; then there is nothing left to end.
+    let _ = child.kill().await;
+}
+
+/// Reads a command's output, so that it never waits for a reader, and keeps the beginning.
+struct Output {
+    kept: Arc<Mutex<Vec<u8>>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl Output {
+    fn of(pipe: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let keep = kept.clone();
+        let reader = tokio::spawn(async move {
+            let Some(mut pipe) = pipe else { return };
+            let mut chunk = [0; MAX_KEPT_BYTES];
+            while let Ok(read @ 1..) = pipe.read(&mut chunk).await {
+                let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                let room = MAX_KEPT_BYTES - kept.len();
+                kept.extend_from_slice(&chunk[..read.min(room)]);
+            }
+        });
+        Self { kept, reader }
+    }
+
+    /// The first line that is not empty, without control characters.
+    async fn first_line(self) -> Option<String> {
+        let _ = tokio::time::timeout(OUTPUT_TIMEOUT, self.reader).await;
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&kept);
+        let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+        Some(line.replace(char::is_control, " "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_shared::process::error::one_line;
+
+    use super::*;
+
+    async fn run(command: &str, timeout: Duration) -> Result<(), String> {
+        let command: CommandLine = command.parse().expect("a command");
+        command.run(Path::new("/etc/hostname"), timeout).await.map_err(|error| one_line(&error))
+    }
+
+    #[tokio::test]
+    async fn a_commands_first_words_are_told_where_it_fails() {
+        let second = Duration::from_secs(5);
+        assert_eq!(run("test -e {file}", second).await, Ok(()));
+        assert_eq!(run("false", second).await, Err("false ended with exit code 1".to_owned()));
+        assert_eq!(
+            run("sh -c 'echo; echo oh no >&2; exit 3'", second).await,
+            Err("sh ended with exit code 3: oh no".to_owned())
+        );
+        let missing = run("/no/such/program", second).await.expect_err("there is none");
+        assert!(missing.starts_with("cannot run /no/such/program: No such file"), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_takes_too_long_is_killed_with_its_children() {
+        let timeout = Duration::from_millis(200);
+        let marker = tempfile::tempdir().expect("a folder");
+        let touch = marker.path().join("late");
+        let command = format!("sh -c '(sleep 1; touch {}) & sleep 20'", touch.display());
+        let late = run(&command, timeout).await.expect_err("it takes too long");
+        assert_eq!(late, "sh took more than 200ms");
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert!(!touch.exists(), "a child went on");
+    }
+
+    #[test]
+    fn words_are_split_without_a_shell() {
+        let command: CommandLine = "nginx -t -c '{file}'".parse().expect("a command");
+        assert!(command.names_file());
+        assert_eq!(command.to_string(), "nginx -t -c {file}");
+        assert!("".parse::<CommandLine>().is_err());
+        assert!("sh -c 'x".parse::<CommandLine>().is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! The file sink: renders a file, checks it, installs it, and notifies whoever reads it.
+
+pub mod command;
+pub mod dry_run;
+pub mod install;
+pub mod notify;
+pub mod render;
+pub mod settings;
+#[allow(clippy::module_inception, reason = "the room's main type is the sink")]
+pub mod sink;
+
+pub use settings::{Check, FileConfig};
+pub use sink::FileSink;

@@ -1,0 +1,18 @@
+//! Telling whoever reads a file that it has changed, until everybody has taken it.
+//!
+//! ```text
+//! target -> order (generation) -> notifier -> containers: requests -> store -> agents -> acks -> notifier -> target
+//!                                          -> a process of this host, or a command
+//! ```
+
+pub mod command;
+pub mod delivery;
+pub mod nodes;
+pub mod notifier;
+pub mod pid_file;
+pub mod requests;
+pub mod settings;
+pub mod signal;
+
+pub use notifier::{Notification, Notifier, NotifierHandle, Order};
+pub use settings::Notify;

@@ -1,0 +1,212 @@
+//! What the nodes say of this consumer's targets: their receivers, and the acks of those nodes that have one.
+//!
+//! Receivers change when a target's container starts or stops, so that one watch covers all nodes. Acks come with every
+//! signal: they are watched on the nodes that have receivers of ours, and there only our own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    marker::PhantomData,
+    sync::Arc,
+};
+
+use rollcall_shared::{
+    codec::{self, Value},
+    keys::{Key, Keys},
+    model::{
+        name::{ConsumerName, NodeName, TargetId, TargetName},
+        signal::{Acks, Receivers},
+    },
+    process::{error::one_line, readiness::Readiness},
+    reflector::{Cache, Changed, Decode, Reflector, Update, Updates},
+    store::Store,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::delivery::Reports;
+
+/// A node's word on a target.
+type NodeTarget = (NodeName, TargetId);
+
+/// Hands each target what the nodes say of it.
+#[derive(Debug)]
+pub struct NodeReports {
+    store: Arc<dyn Store>,
+    keys: Keys,
+    consumer: ConsumerName,
+    readiness: Readiness,
+    targets: BTreeMap<TargetName, watch::Sender<Reports>>,
+    /// The watches of acks, by node.
+    watches: BTreeMap<NodeName, AckWatch>,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct AckWatch {
+    acks: Cache<NodeTarget, Acks>,
+    task: AbortHandle,
+}
+
+/// Receivers or acks: a kind of value that a node says of a target.
+trait Report: Value {
+    fn key(key: Key) -> Option<NodeTarget>;
+}
+
+impl Report for Receivers {
+    fn key(key: Key) -> Option<NodeTarget> {
+        match key {
+            Key::Receivers(node, target) => Some((node, target)),
+            _ => None,
+        }
+    }
+}
+
+impl Report for Acks {
+    fn key(key: Key) -> Option<NodeTarget> {
+        match key {
+            Key::Acks(node, target) => Some((node, target)),
+            _ => None,
+        }
+    }
+}
+
+/// Reads the reports of one kind.
+#[derive(Debug)]
+struct DecodeReport<R> {
+    keys: Keys,
+    kind: PhantomData<R>,
+}
+
+impl<R: Report> DecodeReport<R> {
+    fn new(keys: Keys) -> Self {
+        Self { keys, kind: PhantomData }
+    }
+}
+
+impl<R: Report> Decode for DecodeReport<R> {
+    type Key = NodeTarget;
+    type Value = R;
+
+    fn key(&self, key: &str) -> Result<NodeTarget, String> {
+        let key = self.keys.parse(key).map_err(|error| error.to_string())?;
+        R::key(key).ok_or_else(|| "it is another kind's key".to_owned())
+    }
+
+    fn value(&self, _: &NodeTarget, value: Vec<u8>) -> Result<R, String> {
+        codec::decode(&value).map_err(|error| one_line(&error))
+    }
+}
+
+impl NodeReports {
+    /// Reports for the targets of a consumer.
+    pub fn new(store: Arc<dyn Store>, keys: Keys, consumer: ConsumerName, readiness: Readiness) -> Self {
+        let (targets, watches, tasks) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
+        Self { store, keys, consumer, readiness, targets, watches, tasks }
+    }
+
+    /// What the nodes say of a target, from now on.
+    pub fn subscribe(&mut self, target: TargetName) -> watch::Receiver<Reports> {
+        self.targets.entry(target).or_default().subscribe()
+    }
+
+    /// Runs until it is dropped.
+    pub async fn run(mut self) {
+        let part = self.readiness.part("receivers");
+        let decode = DecodeReport::<Receivers>::new(self.keys.clone());
+        let (reflector, updates) = Reflector::new(self.store.clone(), self.keys.receivers(), decode, part);
+        tokio::join!(biased; reflector.run(), self.follow(updates));
+    }
+
+    async fn follow(&mut self, mut updates: Updates<DecodeReport<Receivers>>) {
+        // As many as a watch may deliver before this reads them; past that the watch waits.
+        let (sender, mut acked) = mpsc::channel(64);
+        let mut receivers = Cache::new("receivers");
+        loop {
+            tokio::select! {
+                // Both branches are cancel safe: channels.
+                update = updates.recv() => match update {
+                    Some(update) => {
+                        let delta = receivers.apply(update);
+                        self.on_receivers(delta.changes, &receivers, &sender);
+                    }
+                    None => return,
+                },
+                Some((node, update)) = acked.recv() => self.on_acks(&node, update),
+            }
+        }
+    }
+
+    fn on_receivers(
+        &mut self,
+        changes: Vec<Changed<NodeTarget, Receivers>>,
+        all: &Cache<NodeTarget, Receivers>,
+        acked: &mpsc::Sender<(NodeName, Update<NodeTarget, Acks>)>,
+    ) {
+        let ours =
+            changes.into_iter().filter(|changed| changed.key.1.consumer == self.consumer).collect::<Vec<_>>();
+        if ours.is_empty() {
+            return;
+        }
+        for Changed { key: (node, target), after, .. } in ours {
+            if let Some(reports) = self.targets.get(&target.target) {
+                reports.send_modify(|reports| match after {
+                    Some(receivers) => drop(reports.receivers.insert(node, (*receivers).clone())),
+                    None => drop(reports.receivers.remove(&node)),
+                });
+            }
+        }
+        let nodes: BTreeSet<&NodeName> = all
+            .held()
+            .keys()
+            .filter(|(_, target)| target.consumer == self.consumer)
+            .map(|(node, _)| node)
+            .collect();
+        for node in
+            nodes.iter().filter(|node| !self.watches.contains_key(**node)).cloned().collect::<Vec<_>>()
+        {
+            self.watch(node.clone(), acked.clone());
+        }
+        let gone: Vec<NodeName> = self.watches.keys().filter(|node| !nodes.contains(node)).cloned().collect();
+        for node in gone {
+            if let Some(AckWatch { task, .. }) = self.watches.remove(&node) {
+                task.abort();
+            }
+            for reports in self.targets.values() {
+                reports.send_if_modified(|reports| reports.acks.remove(&node).is_some());
+            }
+        }
+    }
+
+    /// Watches a node's acks to us.
+    fn watch(&mut self, node: NodeName, acked: mpsc::Sender<(NodeName, Update<NodeTarget, Acks>)>) {
+        let part = self.readiness.part(format!("acks of {node}"));
+        let (decode, range) =
+            (DecodeReport::<Acks>::new(self.keys.clone()), self.keys.acks_to(&node, &self.consumer));
+        let (reflector, mut updates) = Reflector::new(self.store.clone(), range, decode, part);
+        let name = node.clone();
+        let forward = async move {
+            while let Some(update) = updates.recv().await {
+                if acked.send((name.clone(), update)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let task = self.tasks.spawn(async move {
+            tokio::join!(biased; reflector.run(), forward);
+        });
+        self.watches.insert(node, AckWatch { acks: Cache::new("acks"), task });
+    }
+
+    fn on_acks(&mut self, node: &NodeName, update: Update<NodeTarget, Acks>) {
+        let Some(watch) = self.watches.get_mut(node) else { return };
+        for Changed { key: (_, target), after, .. } in watch.acks.apply(update).changes {
+            let Some(reports) = self.targets.get(&target.target) else { continue };
+            reports.send_modify(|reports| match after {
+                Some(acks) => drop(reports.acks.insert(node.clone(), (*acks).clone())),
+                None => drop(reports.acks.remove(node)),
+            });
+        }
+    }
+}

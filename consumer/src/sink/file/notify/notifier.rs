@@ -1,0 +1,129 @@
+//! A target's notifier: it takes orders, one for each change, and tells who has taken them.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use rollcall_shared::{
+    model::signal::Incarnation,
+    process::{backoff::Backoff, error::one_line, readiness::Part},
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{command::CommandNotifier, pid_file::PidFileNotifier};
+use crate::target::generation::Generation;
+
+/// A change that is to be notified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// The change.
+    pub generation: Generation,
+    /// The receivers that have taken it before.
+    pub taken: BTreeSet<Incarnation>,
+    /// Whether everybody had, by then.
+    pub was_complete: bool,
+}
+
+/// Who has taken a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// The change.
+    pub generation: Generation,
+    /// Whether everybody has.
+    pub is_complete: bool,
+    /// The receivers that have, where containers are signalled.
+    pub receivers: BTreeSet<Incarnation>,
+}
+
+/// A target's end of its notifier.
+#[derive(Debug)]
+pub struct NotifierHandle {
+    /// Takes the newest change.
+    pub orders: watch::Sender<Option<Order>>,
+    /// Tells who has taken it.
+    pub notifications: mpsc::Receiver<Notification>,
+}
+
+/// A way to notify that is done when one attempt succeeds.
+#[derive(Debug)]
+pub enum Attempt {
+    /// A signal to a process of this host.
+    PidFile(PidFileNotifier),
+    /// A command.
+    Command(CommandNotifier),
+}
+
+/// Why an attempt failed. It is tried again.
+pub type AttemptError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Attempt {
+    async fn run(&self) -> Result<(), AttemptError> {
+        match self {
+            Attempt::PidFile(pid_file) => Ok(pid_file.attempt()?),
+            Attempt::Command(command) => Ok(command.attempt().await?),
+        }
+    }
+}
+
+/// Notifies by attempts: the newest change, again and again, until one succeeds or a newer change supersedes it.
+#[derive(Debug)]
+pub struct Notifier {
+    /// The target's name, for metrics.
+    pub target: String,
+    /// What is attempted.
+    pub attempt: Attempt,
+    /// What is to be notified.
+    pub orders: watch::Receiver<Option<Order>>,
+    /// Where to tell that it was.
+    pub notifications: mpsc::Sender<Notification>,
+    /// Its condition.
+    pub part: Part,
+}
+
+impl Notifier {
+    /// Runs until nobody orders any more.
+    pub async fn run(mut self) {
+        let mut done = None;
+        loop {
+            let ordered = self.orders.wait_for(|order| generation(order) != done).await;
+            let Ok(order) = ordered.map(|order| order.clone()) else { return };
+            if let Some(Order { generation, was_complete: false, .. }) = order
+                && self.notify(generation).await
+            {
+                let receivers = BTreeSet::new();
+                let notification = Notification { generation, is_complete: true, receivers };
+                if self.notifications.send(notification).await.is_err() {
+                    return;
+                }
+            }
+            done = generation(&order);
+        }
+    }
+
+    /// Tries until it succeeds; gives whether it did before it was superseded. An attempt is never broken off: that
+    /// would leave a reload half done.
+    async fn notify(&mut self, order: Generation) -> bool {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+        loop {
+            match self.attempt.run().await {
+                Ok(()) => {
+                    self.part.ready();
+                    return true;
+                }
+                Err(error) => {
+                    self.part.failed(one_line(&*error));
+                    let target = self.target.clone();
+                    metrics::counter!("rollcall_consumer_notification_failures_total", "target" => target)
+                        .increment(1);
+                }
+            }
+            tokio::select! {
+                // Neither branch has taken anything when it is dropped.
+                _ = self.orders.wait_for(|newest| generation(newest) != Some(order)) => return false,
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+            }
+        }
+    }
+}
+
+fn generation(order: &Option<Order>) -> Option<Generation> {
+    order.as_ref().map(|order| order.generation)
+}

@@ -1,0 +1,146 @@
+//! Whom to notify of a new file: as it is written, in TOML or by flags, and as it is used.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use rollcall_shared::{
+    model::{
+        label::LabelSelector,
+        name::ContainerName,
+        signal::{Delivery, Selector, Signal},
+    },
+    process::{setting::SettingError, time},
+};
+use serde::Deserialize;
+
+use crate::{
+    config::toml::{self, parsed},
+    sink::file::command::CommandLine,
+};
+
+/// Whom to notify of a new file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notify {
+    /// Containers, wherever they run, by a signal.
+    Signal(Delivery),
+    /// A process of this host, by a signal.
+    PidFile {
+        /// The file with its process ID.
+        pid_file: PathBuf,
+        /// The signal.
+        signal: Signal,
+    },
+    /// A command.
+    Command {
+        /// The command.
+        command: CommandLine,
+        /// How long it may take.
+        timeout: Duration,
+    },
+}
+
+impl fmt::Display for Notify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notify::Signal(delivery) => delivery.fmt(f),
+            Notify::PidFile { pid_file, signal } => write!(f, "{signal} to process {}", pid_file.display()),
+            Notify::Command { command, .. } => write!(f, "command {command}"),
+        }
+    }
+}
+
+/// How long a command may take unless it is said.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Whom to notify, as it is written: `[target.notify]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawNotify {
+    /// A container by name.
+    pub container: Option<ContainerName>,
+    /// Containers by label.
+    #[serde(default, deserialize_with = "parsed")]
+    pub label: Option<LabelSelector>,
+    /// A process by its pid file.
+    pub pid_file: Option<PathBuf>,
+    /// A command.
+    #[serde(default, deserialize_with = "toml::command")]
+    pub command: Option<CommandLine>,
+    /// The signal.
+    pub signal: Option<Signal>,
+    /// How long the command may take.
+    #[serde(default, deserialize_with = "toml::time")]
+    pub timeout: Option<Duration>,
+}
+
+impl RawNotify {
+    /// What it means.
+    ///
+    /// # Errors
+    /// None or several of the ways to notify, or settings that do not go with the one that is given.
+    pub fn parse(self) -> Result<Notify, SettingError> {
+        let Self { container, label, pid_file, command, signal, timeout } = self;
+        if let (None, Some(timeout)) = (&command, timeout) {
+            return Err(SettingError::new("notify.timeout", time::show(timeout), "notify.command beside it"));
+        }
+        if let (Some(_), Some(signal)) = (&command, signal) {
+            return Err(SettingError::new("notify.signal", signal, "it or notify.command, not both"));
+        }
+        let signal = signal.unwrap_or(Signal::HUP);
+        let one = "exactly one of container, label, pid_file and command";
+        match (container, label, pid_file, command) {
+            (Some(container), None, None, None) => {
+                Ok(Notify::Signal(Delivery { signal, to: Selector::Container(container) }))
+            }
+            (None, Some(label), None, None) => {
+                Ok(Notify::Signal(Delivery { signal, to: Selector::Label(label) }))
+            }
+            (None, None, Some(pid_file), None) => Ok(Notify::PidFile { pid_file, signal }),
+            (None, None, None, Some(command)) => {
+                Ok(Notify::Command { command, timeout: timeout.unwrap_or(COMMAND_TIMEOUT) })
+            }
+            (None, None, None, None) => Err(SettingError::missing("notify", one)),
+            (..) => Err(SettingError::new("notify", "several of them", one)),
+        }
+    }
+}
+
+/// Whom to notify, by flags.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct NotifyFlags {
+    /// Container to signal, on whichever host it runs
+    #[arg(long, env = "ROLLCALL_NOTIFY_CONTAINER", value_name = "NAME", group = "notifier")]
+    pub notify_container: Option<ContainerName>,
+    /// Label, or label and value, of the containers to signal
+    #[arg(long, env = "ROLLCALL_NOTIFY_LABEL", value_name = "LABEL[=VALUE]", group = "notifier")]
+    pub notify_label: Option<LabelSelector>,
+    /// File with the ID of the process to signal
+    #[arg(long, env = "ROLLCALL_NOTIFY_PID_FILE", value_name = "FILE", group = "notifier")]
+    pub notify_pid_file: Option<PathBuf>,
+    /// Command to run after the file has changed; run without a shell
+    #[arg(long, env = "ROLLCALL_NOTIFY_COMMAND", value_name = "COMMAND", group = "notifier")]
+    #[arg(conflicts_with = "notify_signal")]
+    pub notify_command: Option<CommandLine>,
+    /// Signal to send [default: HUP]
+    #[arg(long, env = "ROLLCALL_NOTIFY_SIGNAL", value_name = "SIGNAL", requires = "notifier")]
+    pub notify_signal: Option<Signal>,
+}
+
+impl NotifyFlags {
+    /// The same as it would be written in TOML, if anything of it is given.
+    pub fn raw(&self) -> Option<RawNotify> {
+        let Self { notify_container, notify_label, notify_pid_file, notify_command, notify_signal } =
+            self.clone();
+        let is_given = notify_container.is_some()
+            || notify_label.is_some()
+            || notify_pid_file.is_some()
+            || notify_command.is_some();
+        is_given.then_some(RawNotify {
+            container: notify_container,
+            label: notify_label,
+            pid_file: notify_pid_file,
+            command: notify_command,
+            signal: notify_signal,
+            timeout: None,
+        })
+    }
+}

@@ -1,0 +1,243 @@
+use proptest::prelude::*;
+use rollcall_shared::{codec, model::instance::InstanceId, process::error::one_line};
+use tokio::time::Instant;
+
+use super::*;
+use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
+
+fn renderer(content: Content, named: &[&str]) -> Renderer {
+    let named = named.iter().map(|name| name.parse().expect("a name")).collect();
+    Renderer::new("test".parse().expect("a name"), content, named)
+}
+
+fn selection(instances: Vec<(InstanceId, Instance)>) -> Selection {
+    let mut selection = Selection::new(Select::default().into(), GuardSettings::default());
+    selection.apply(&testing::come(instances), Instant::now());
+    selection
+}
+
+fn rendered(renderer: &mut Renderer, selection: &Selection) -> Result<Rendered, RenderError> {
+    renderer.render(selection, &selection.verdict(Instant::now()))
+}
+
+fn text(rendered: &Rendered) -> &str {
+    std::str::from_utf8(&rendered.bytes).expect("text")
+}
+
+fn render(format: Format, named: &[&str], instances: Vec<(InstanceId, Instance)>) -> String {
+    let mut renderer = renderer(Content::Format(format), named);
+    text(&rendered(&mut renderer, &selection(instances)).expect("it renders")).to_owned()
+}
+
+/// Two of `web`, one of them heavy and on IPv6, and one of `api` that is known by name.
+fn three() -> Vec<(InstanceId, Instance)> {
+    let v6 = Address::Ip("fd00::2".parse().expect("an address"));
+    let name = Address::Name("api-3".parse().expect("a name"));
+    vec![
+        (testing::id(1), testing::instance(1, "web")),
+        (testing::id(2), Instance { address: v6, weight: 300, ..testing::instance(2, "web") }),
+        (testing::id(3), Instance { address: name, ..testing::instance(3, "api") }),
+    ]
+}
+
+#[test]
+fn citus_workers_are_lines_of_host_and_port() {
+    insta::assert_snapshot!(render(Format::CitusWorkers, &["web"], three()), @r"
+    api-3 8003
+    10.0.0.1 8001
+    fd00::2 8002
+    ");
+    assert_eq!(render(Format::CitusWorkers, &["web"], vec![]), "");
+}
+
+#[test]
+fn nginx_upstreams_are_there_also_when_empty_if_they_are_named() {
+    insta::assert_snapshot!(render(Format::NginxUpstream, &["web", "zoo"], three()), @r"
+    # Rendered by Rollcall; do not edit.
+
+    upstream api {
+        server api-3:8003;
+    }
+
+    upstream web {
+        server 10.0.0.1:8001;
+        server [fd00::2]:8002 weight=300;
+    }
+
+    upstream zoo {
+        # No instance is there; nginx wants a server in every upstream, and answers 502.
+        server 127.0.0.1:9 down;
+    }
+    ");
+    insta::assert_snapshot!(render(Format::NginxUpstream, &[], vec![]), @"# Rendered by Rollcall; do not edit.");
+}
+
+#[test]
+fn haproxy_servers_have_names_of_their_own() {
+    insta::assert_snapshot!(render(Format::HaproxyBackend, &["zoo"], three()), @r"
+    # Rendered by Rollcall; do not edit.
+
+    backend api
+        server h1:api-3:80 api-3:8003 weight 1 check init-addr libc,none
+
+    backend web
+        server h1:web-1:80 10.0.0.1:8001 weight 1 check
+        server h1:web-2:80 [fd00::2]:8002 weight 256 check
+
+    backend zoo
+    ");
+}
+
+#[test]
+fn json_has_one_instance_a_line() {
+    insta::assert_snapshot!(render(Format::Json, &[], three()), @r#"
+    [
+    {"service":"api","node":"h1","container":"api-3","id":"000000000003","image":"app:1","address":"api-3","port":8003,"endpoint":"api-3:8003","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":1,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"alternatives":[]},
+    {"service":"web","node":"h1","container":"web-1","id":"000000000001","image":"app:1","address":"10.0.0.1","port":8001,"endpoint":"10.0.0.1:8001","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":1,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"alternatives":[]},
+    {"service":"web","node":"h1","container":"web-2","id":"000000000002","image":"app:1","address":"fd00::2","port":8002,"endpoint":"[fd00::2]:8002","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":300,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"alternatives":[]}
+    ]
+    "#);
+    assert_eq!(render(Format::Json, &["web"], vec![]), "[]\n");
+}
+
+#[test]
+fn an_endpoint_that_two_nodes_name_is_one_server() {
+    let twice = |node: &str| {
+        let id = InstanceId { node: node.parse().expect("a name"), ..testing::id(1) };
+        (id, testing::instance(1, "web"))
+    };
+    let instances = vec![twice("h1"), twice("h2")];
+    assert_eq!(render(Format::CitusWorkers, &[], instances.clone()), "10.0.0.1 8001\n");
+    assert_eq!(render(Format::HaproxyBackend, &[], instances).matches("server ").count(), 2);
+}
+
+#[test]
+fn what_nobody_can_reach_is_left_out_and_named() {
+    let nowhere = Instance { address: Address::Ip([0, 0, 0, 0].into()), ..testing::instance(1, "web") };
+    let instances = vec![(testing::id(1), nowhere), (testing::id(2), testing::instance(2, "web"))];
+    let mut renderer = renderer(Content::Format(Format::NginxUpstream), &[]);
+    let rendered = rendered(&mut renderer, &selection(instances)).expect("it renders");
+    assert_eq!(rendered.left_out, ["web-1 of h1 at 0.0.0.0:8001"]);
+    assert_eq!(rendered.instances, 1);
+    assert!(!text(&rendered).contains("0.0.0.0"));
+}
+
+#[test]
+fn a_service_whose_last_instance_is_gone_is_gone_or_empty() {
+    let mut selection = selection(three());
+    let mut renderer = renderer(Content::Format(Format::NginxUpstream), &["web"]);
+    rendered(&mut renderer, &selection).expect("it renders");
+    let gone = |number: usize, service: &str| {
+        let mut shifts = testing::come(three().into_iter().filter(|(id, _)| *id == testing::id(number)));
+        for shift in &mut shifts.shifts {
+            assert_eq!(shift.after.as_ref().expect("it was there").service.as_str(), service);
+            std::mem::swap(&mut shift.before, &mut shift.after);
+        }
+        shifts
+    };
+    for shifts in [gone(1, "web"), gone(2, "web"), gone(3, "api")] {
+        selection.apply(&shifts, Instant::now());
+    }
+    let rendered = rendered(&mut renderer, &selection).expect("it renders");
+    assert_eq!(rendered.instances, 0);
+    insta::assert_snapshot!(text(&rendered), @r"
+    # Rendered by Rollcall; do not edit.
+
+    upstream web {
+        # No instance is there; nginx wants a server in every upstream, and answers 502.
+        server 127.0.0.1:9 down;
+    }
+    ");
+}
+
+fn template(source: &str) -> (tempfile::TempDir, Renderer) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("list.j2");
+    fs::write(&path, source).expect("a file");
+    let renderer = renderer(Content::Template(path), &["web"]);
+    (dir, renderer)
+}
+
+#[test]
+fn a_users_template_sees_instances_and_services() {
+    let source = "{% for name, list in services|items %}\n\
+        {{ name }}: {{ list|map(attribute='endpoint')|join(' ') }}\n\
+        {% endfor %}\n\
+        {{ target.name }} has {{ instances|length }}, first on {{ instances[0].node }}\n";
+    let (_dir, mut renderer) = template(source);
+    let full = rendered(&mut renderer, &selection(three())).expect("it renders");
+    insta::assert_snapshot!(text(&full), @r"
+    api: api-3:8003
+    web: 10.0.0.1:8001 [fd00::2]:8002
+    test has 3, first on h1
+    ");
+    assert_eq!(full.instances, 3);
+    let empty = rendered(&mut renderer, &selection(vec![]));
+    let error = empty.expect_err("there is no first").to_string();
+    assert!(error.ends_with("list.j2 fails: line 4: `instances[0]` is undefined"), "{error}");
+}
+
+#[test]
+fn a_template_that_is_wrong_is_named_with_the_line() {
+    let (_dir, renderer) = template("ok\n{% for %}\n");
+    let error = one_line(&renderer.check().expect_err("it cannot be parsed"));
+    assert!(error.contains("list.j2: line 2: ") && !error.contains('\n'), "{error}");
+    let missing = self::renderer(Content::Template("/no/such.j2".into()), &[]);
+    let error = one_line(&missing.check().expect_err("there is none"));
+    assert!(error.starts_with("template is /no/such.j2: No such file"), "{error}");
+}
+
+fn any_address() -> impl Strategy<Value = Address> {
+    prop_oneof![
+        any::<IpAddr>().prop_map(Address::Ip),
+        "[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,20}".prop_map(|name| name.try_into().expect("an address")),
+    ]
+}
+
+/// Any instance that a reader takes in, its texts as hostile as they may be.
+fn any_instance() -> impl Strategy<Value = Instance> {
+    let name = "[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,20}";
+    let evil = r#"[;{}"'#$\\\\ a-z]{0,20}"#;
+    (name, name, any_address(), 1u16.., 1u16.., evil).prop_map(
+        |(service, container, address, port, weight, evil)| Instance {
+            service: service.parse().expect("a name"),
+            container: container.parse().expect("a name"),
+            address,
+            port,
+            weight,
+            image: evil.clone(),
+            tags: vec![evil.clone()],
+            labels: [(evil.clone(), evil)].into(),
+            ..testing::instance(1, "x")
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn no_value_makes_an_extra_line_or_directive(instance in any_instance()) {
+        let read = codec::decode::<Instance>(&codec::encode(&instance));
+        prop_assert_eq!(read.expect("a reader takes it in"), instance.clone());
+        let expected = usize::from(is_reachable(&instance.address));
+        let all = |format| render(format, &[], vec![(testing::id(1), instance.clone())]);
+
+        let citus = all(Format::CitusWorkers);
+        prop_assert_eq!(citus.lines().count(), expected);
+        prop_assert!(citus.lines().all(|line| line.split(' ').count() == 2));
+
+        let nginx = all(Format::NginxUpstream);
+        let directives = nginx.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let directives = directives.collect::<Vec<_>>().join("\n");
+        prop_assert_eq!(directives.matches(';').count(), 1);
+        prop_assert_eq!(directives.matches(['{', '}']).count(), 2);
+        prop_assert!(!directives.contains(['"', '\'', '$', '\\', '#']));
+
+        let haproxy = all(Format::HaproxyBackend);
+        prop_assert_eq!(haproxy.lines().count(), 3 + expected);
+        let server = haproxy.lines().nth(3).unwrap_or_default();
+        prop_assert!(server.split_whitespace().count() <= 8, "{}", server);
+
+        let json: serde_json::Value = serde_json::from_str(&all(Format::Json)).expect("JSON");
+        prop_assert_eq!(json.as_array().expect("an array").len(), 1);
+    }
+}

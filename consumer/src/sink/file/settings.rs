@@ -1,0 +1,168 @@
+//! The settings of a file: as they are written, in TOML or by flags, and as they are used.
+
+use std::{path::PathBuf, time::Duration};
+
+use rollcall_shared::process::{setting::SettingError, time};
+use serde::Deserialize;
+
+use super::{
+    command::{CommandLine, FILE},
+    install::{Backups, Mode, Owner},
+    notify::{Notify, settings::RawNotify},
+    render::{Content, Format},
+};
+
+/// A file that is kept, and what follows from it.
+#[derive(Debug, Clone)]
+pub struct FileConfig {
+    /// The file.
+    pub dest: PathBuf,
+    /// What it is rendered by.
+    pub content: Content,
+    /// Its permission bits.
+    pub mode: Option<Mode>,
+    /// Its owner.
+    pub owner: Option<Owner>,
+    /// What a staged file must pass.
+    pub check: Option<Check>,
+    /// Which earlier files are kept.
+    pub backups: Option<Backups>,
+    /// Whom to notify of a new file.
+    pub notify: Option<Notify>,
+}
+
+/// A command that a staged file must pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// The command, which names the staged file.
+    pub command: CommandLine,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// How long a check may take unless it is said.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many backups are kept unless it is said.
+const MAX_BACKUPS: usize = 10;
+
+/// The settings of a file as they are written. A target's own settings beside them are in the same table.
+#[derive(Debug, Clone, Default)]
+pub struct RawFile {
+    /// The file.
+    pub dest: Option<PathBuf>,
+    /// A built-in format.
+    pub format: Option<Format>,
+    /// A template, instead of a format.
+    pub template: Option<PathBuf>,
+    /// The file's permission bits.
+    pub mode: Option<Mode>,
+    /// Its owner.
+    pub owner: Option<Owner>,
+    /// What a staged file must pass.
+    pub check: Option<CommandLine>,
+    /// How long that may take.
+    pub check_timeout: Option<Duration>,
+    /// Which earlier files are kept.
+    pub backups: Option<RawBackups>,
+    /// Whom to notify of a new file.
+    pub notify: Option<RawNotify>,
+}
+
+/// Which earlier files are kept, as it is written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBackups {
+    dir: PathBuf,
+    keep: Option<usize>,
+}
+
+impl RawFile {
+    /// What it means.
+    ///
+    /// # Errors
+    /// Settings that are missing, contradict each other or cannot work.
+    pub fn parse(self) -> Result<FileConfig, SettingError> {
+        let Self { dest, format, template, mode, owner, check, check_timeout, backups, notify } = self;
+        let dest = dest.ok_or_else(|| SettingError::missing("dest", "the file to render"))?;
+        if dest.file_name().is_none() {
+            return Err(SettingError::new("dest", dest.display(), "a file"));
+        }
+        let content = match (format, template) {
+            (Some(format), None) => Content::Format(format),
+            (None, Some(template)) => Content::Template(template),
+            (None, None) => return Err(SettingError::missing("format", "it or template")),
+            (Some(_), Some(template)) => {
+                return Err(SettingError::new("template", template.display(), "it or format, not both"));
+            }
+        };
+        let check = match (check, check_timeout) {
+            (Some(command), _) if !command.names_file() => {
+                return Err(SettingError::new(
+                    "check",
+                    format!("{:?}", command.to_string()),
+                    format!("{FILE} in it"),
+                ));
+            }
+            (Some(command), timeout) => Some(Check { command, timeout: timeout.unwrap_or(CHECK_TIMEOUT) }),
+            (None, Some(timeout)) => {
+                return Err(SettingError::new("check_timeout", time::show(timeout), "check beside it"));
+            }
+            (None, None) => None,
+        };
+        let backups =
+            backups.map(|RawBackups { dir, keep }| Backups { dir, keep: keep.unwrap_or(MAX_BACKUPS) });
+        let notify = notify.map(RawNotify::parse).transpose()?;
+        Ok(FileConfig { dest, content, mode, owner, check, backups, notify })
+    }
+}
+
+/// A file that is given by flags.
+#[derive(Debug, Clone, clap::Args)]
+pub struct FileFlags {
+    /// The file to render
+    #[arg(long, env = "ROLLCALL_DEST", value_name = "FILE", required = false)]
+    pub dest: Option<PathBuf>,
+    /// Built-in format
+    #[arg(long, env = "ROLLCALL_FORMAT", value_name = "FORMAT", conflicts_with = "template")]
+    pub format: Option<Format>,
+    /// Template in the Jinja language, instead of a format
+    #[arg(long, env = "ROLLCALL_TEMPLATE", value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// The file's mode [default: as it is, or 0644]
+    #[arg(long, env = "ROLLCALL_MODE", value_name = "OCTAL")]
+    pub mode: Option<Mode>,
+    /// The file's owner, by name or number [default: as it is]
+    #[arg(long, env = "ROLLCALL_OWNER", value_name = "USER[:GROUP]")]
+    pub owner: Option<Owner>,
+    /// Command that the staged file must pass, with {file} for it; run without a shell
+    #[arg(long, env = "ROLLCALL_CHECK", value_name = "COMMAND")]
+    pub check: Option<CommandLine>,
+    /// How long the check may take [default: 10s]
+    #[arg(long, env = "ROLLCALL_CHECK_TIMEOUT", value_name = "TIME", requires = "check")]
+    #[arg(value_parser = time::parse)]
+    pub check_timeout: Option<Duration>,
+    /// Folder in which the ten last files are kept
+    #[arg(long, env = "ROLLCALL_BACKUP_DIR", value_name = "DIR", alias = "bkp-dir")]
+    pub backup_dir: Option<PathBuf>,
+}
+
+impl FileFlags {
+    /// Whether any of them is given.
+    pub fn is_given(&self) -> bool {
+        let Self { dest, format, template, mode, owner, check, check_timeout: _, backup_dir } = self;
+        dest.is_some()
+            || format.is_some()
+            || template.is_some()
+            || mode.is_some()
+            || owner.is_some()
+            || check.is_some()
+            || backup_dir.is_some()
+    }
+
+    /// The same as it would be written in TOML.
+    pub fn raw(&self) -> RawFile {
+        let Self { dest, format, template, mode, owner, check, check_timeout, backup_dir } = self.clone();
+        let backups = backup_dir.map(|dir| RawBackups { dir, keep: None });
+        RawFile { dest, format, template, mode, owner, check, check_timeout, backups, notify: None }
+    }
+}

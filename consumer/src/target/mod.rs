@@ -1,0 +1,10 @@
+//! A target: one thing that is kept as the roll calls for, at its own pace, with its own memory of what was done.
+
+pub mod generation;
+pub mod loss_guard;
+pub mod pacer;
+pub mod state;
+#[allow(clippy::module_inception, reason = "the room is named for its main type")]
+pub mod target;
+
+pub use target::{Target, describe_metrics};

@@ -1,0 +1,330 @@
+//! A target at work: waits for its selection to change, has its sink apply it at the target's pace, and has the change
+//! notified.
+//!
+//! A thin shell around what decides (pacer, loss guard) and what does (sink, notifier). One task a target.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rollcall_shared::{
+    model::name::TargetName,
+    process::{
+        backoff::Backoff,
+        error::one_line,
+        readiness::Part,
+        time::{self, sleep_until},
+    },
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{generation::Generation, pacer::Pacer, state::Acked};
+use crate::{
+    roll::Selection,
+    sink::{
+        Applied, Content, Sink,
+        file::notify::{Notification, NotifierHandle, Order},
+    },
+};
+
+/// One target.
+#[derive(Debug)]
+pub struct Target {
+    name: TargetName,
+    selection: watch::Receiver<Selection>,
+    sink: Box<dyn Sink>,
+    pacer: Pacer,
+    notifier: Option<NotifierHandle>,
+    /// The change that the sink has now.
+    current: Option<Current>,
+    /// When the containers started that no ack has covered yet.
+    started: Vec<Timestamp>,
+    /// When to try again, or to look again at what is held.
+    again: Option<Instant>,
+    /// When to remember what was applied and acked, if that is not remembered yet.
+    remember_at: Option<Instant>,
+    backoff: Backoff,
+    part: Part,
+}
+
+#[derive(Debug)]
+struct Current {
+    generation: Generation,
+    acked: Acked,
+}
+
+/// Why a target is not as the roll calls for.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The sink keeps what it has for now, or could not apply the selection.
+    #[error("{0}")]
+    NotApplied(String),
+    /// The change was not acked in time.
+    #[error("its notification was not acked within --wait ({})", time::show(*waited))]
+    NotAcked {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// Its notifier has ended, as the process does.
+    #[error("its notifier has ended")]
+    Ended,
+}
+
+/// How many started containers are remembered for the histogram while no ack comes.
+const MAX_STARTED: usize = 10_000;
+/// How long after a change it is remembered at the latest, acked or not.
+const REMEMBER_DELAY: Duration = Duration::from_secs(1);
+/// How long nodes may take to say which receivers they have, before a single run ends.
+const RECEIVERS_DELAY: Duration = Duration::from_secs(1);
+
+/// Describes the metrics of targets.
+pub fn describe_metrics() {
+    metrics::describe_counter!("rollcall_consumer_renders_total", "Selections rendered, by target");
+    metrics::describe_counter!("rollcall_consumer_installs_total", "Changes applied, by target");
+    metrics::describe_counter!(
+        "rollcall_consumer_unchanged_total",
+        "Selections that changed nothing, by target"
+    );
+    metrics::describe_counter!(
+        "rollcall_consumer_failures_total",
+        "Selections that could not be applied, by target"
+    );
+    metrics::describe_counter!(
+        "rollcall_consumer_notifications_total",
+        "Changes that everybody has taken, by target"
+    );
+    metrics::describe_counter!(
+        "rollcall_consumer_notification_failures_total",
+        "Attempts to notify that failed, by target"
+    );
+    metrics::describe_gauge!("rollcall_consumer_instances", "Instances that the target has, by target");
+    metrics::describe_histogram!(
+        "rollcall_consumer_install_duration_seconds",
+        metrics::Unit::Seconds,
+        "Time from a due change to its installation, by target"
+    );
+    metrics::describe_histogram!(
+        "rollcall_start_to_ack_seconds",
+        metrics::Unit::Seconds,
+        "Time from a container's start to the ack of the change that it caused, by target"
+    );
+}
+
+impl Target {
+    /// A target that has done nothing yet.
+    pub fn new(
+        name: TargetName,
+        selection: watch::Receiver<Selection>,
+        sink: Box<dyn Sink>,
+        pacer: Pacer,
+        notifier: Option<NotifierHandle>,
+        part: Part,
+    ) -> Self {
+        Self {
+            name,
+            selection,
+            sink,
+            pacer,
+            notifier,
+            current: None,
+            started: Vec::new(),
+            again: None,
+            remember_at: None,
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
+            part,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &TargetName {
+        &self.name
+    }
+
+    /// Follows its selection until it is stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let turn_at = [self.pacer.due(), self.again].into_iter().flatten().min();
+            let now = Instant::now();
+            // The timer's own steps are a millisecond: what is due now does not wait for one.
+            if turn_at.is_some_and(|at| at <= now) && !stop.is_cancelled() {
+                // A failure is in the condition, and tried again.
+                let _ = self.turn().await;
+                continue;
+            }
+            if self.remember_at.is_some_and(|at| at <= now) {
+                self.remember().await;
+                continue;
+            }
+            let next = [turn_at, self.remember_at].into_iter().flatten().min();
+            tokio::select! {
+                // Every branch is cancel safe: a token, channels and a timer.
+                biased;
+                () = stop.cancelled() => break,
+                changed = self.selection.changed() => match changed {
+                    Ok(()) => self.pacer.changed(Instant::now()),
+                    Err(_) => break,
+                },
+                Some(notification) = next_notification(&mut self.notifier) => self.notified(notification).await,
+                () = sleep_until(next) => {}
+            }
+        }
+        if self.remember_at.is_some() {
+            self.remember().await;
+        }
+    }
+
+    /// Applies the selection once, and waits until everybody has taken it.
+    ///
+    /// # Errors
+    /// Why the target is not as the roll calls for.
+    pub async fn once(&mut self, wait: Duration) -> Result<(), TargetError> {
+        let until = Instant::now() + wait;
+        self.turn().await?;
+        let settled_at = Instant::now() + RECEIVERS_DELAY;
+        let was_complete = self.is_acked();
+        while self.notifier.is_some() && !(self.is_acked() && (was_complete || Instant::now() >= settled_at))
+        {
+            let look_at = if self.is_acked() { settled_at.min(until) } else { until };
+            match tokio::time::timeout_at(look_at, next_notification(&mut self.notifier)).await {
+                Ok(Some(notification)) => self.notified(notification).await,
+                Ok(None) => return Err(TargetError::Ended),
+                Err(_) if self.is_acked() => break,
+                Err(_) => return Err(TargetError::NotAcked { waited: wait }),
+            }
+        }
+        self.remember().await;
+        Ok(())
+    }
+
+    fn is_acked(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.acked.is_complete)
+    }
+
+    /// Brings the sink up to the selection as it is now.
+    async fn turn(&mut self) -> Result<(), TargetError> {
+        let begun = Instant::now();
+        self.pacer.taken();
+        self.again = None;
+        self.selection.mark_unchanged();
+        match self.sink.apply(&self.selection).await {
+            Ok(Applied::Held { until, reason }) => {
+                self.again = until;
+                let reason = match until {
+                    Some(until) => {
+                        format!("keeps the last file for up to {}: {reason}", whole_seconds(until - begun))
+                    }
+                    None => format!("keeps the last file: {reason}"),
+                };
+                self.part.failed(reason.clone());
+                Err(TargetError::NotApplied(reason))
+            }
+            Ok(Applied::Unchanged(content)) => {
+                self.take(content).await;
+                self.count("rollcall_consumer_unchanged_total");
+                Ok(())
+            }
+            Ok(Applied::Written(content)) => {
+                let (instances, now) = (content.instances, Instant::now());
+                self.pacer.reloaded(now);
+                self.remember_at = Some(now + REMEMBER_DELAY);
+                self.take(content).await;
+                self.count("rollcall_consumer_installs_total");
+                let name = self.name.to_string();
+                metrics::histogram!("rollcall_consumer_install_duration_seconds", "target" => name)
+                    .record(now - begun);
+                tracing::info!(instances, "installed");
+                Ok(())
+            }
+            Err(error) => {
+                self.again = Some(Instant::now() + self.backoff.next_delay());
+                let reason = one_line(&*error);
+                self.part.failed(reason.clone());
+                self.count("rollcall_consumer_failures_total");
+                Err(TargetError::NotApplied(reason))
+            }
+        }
+    }
+
+    /// The sink has this content now: has it notified, if that is not done.
+    async fn take(&mut self, content: Content) {
+        self.backoff.reset();
+        let Content { generation, acked, instances, remarks, started, look_again } = content;
+        self.again = look_again;
+        if self.notifier.is_some() {
+            let room = MAX_STARTED - self.started.len();
+            self.started.extend(started.into_iter().take(room));
+            if self.current.as_ref().is_none_or(|current| current.generation != generation) {
+                let acked = acked.unwrap_or_default();
+                let order =
+                    Order { generation, taken: acked.receivers.clone(), was_complete: acked.is_complete };
+                self.current = Some(Current { generation, acked });
+                if let Some(notifier) = &self.notifier {
+                    notifier.orders.send_replace(Some(order));
+                }
+                // Unblock the notifier first; log and count afterwards.
+                tokio::task::yield_now().await;
+            }
+        }
+        self.count("rollcall_consumer_renders_total");
+        metrics::gauge!("rollcall_consumer_instances", "target" => self.name.to_string())
+            .set(instances as f64);
+        if remarks.is_empty() {
+            self.part.ready();
+        } else {
+            self.part.failed(remarks.join("; "));
+        }
+    }
+
+    /// Somebody has taken a change.
+    async fn notified(&mut self, notification: Notification) {
+        let Notification { generation, is_complete, receivers } = notification;
+        let Some(current) = self.current.as_mut().filter(|current| current.generation == generation) else {
+            return;
+        };
+        let was_complete = current.acked.is_complete;
+        current.acked = Acked { is_complete, receivers };
+        let now = Instant::now();
+        self.remember_at =
+            Some(self.remember_at.map_or(now + REMEMBER_DELAY, |at| at.min(now + REMEMBER_DELAY)));
+        if is_complete && !was_complete {
+            self.acked(generation);
+            self.remember().await;
+        }
+    }
+
+    fn acked(&mut self, generation: Generation) {
+        let now = Timestamp::now();
+        for started in self.started.drain(..) {
+            // Clocks of two hosts may differ by more than it took.
+            let took = now.duration_since(started).max(SignedDuration::ZERO);
+            metrics::histogram!("rollcall_start_to_ack_seconds", "target" => self.name.to_string())
+                .record(took.as_secs_f64());
+        }
+        self.count("rollcall_consumer_notifications_total");
+        tracing::info!(generation = generation.0, "acked");
+    }
+
+    async fn remember(&mut self) {
+        self.remember_at = None;
+        let acked = self.current.as_ref().map(|current| current.acked.clone());
+        if let Err(error) = self.sink.remember(acked).await {
+            let reason = one_line(&*error);
+            tracing::warn!(reason, "cannot remember what was acked: a restart will notify again");
+        }
+    }
+
+    fn count(&self, what: &'static str) {
+        metrics::counter!(what, "target" => self.name.to_string()).increment(1);
+    }
+}
+
+fn whole_seconds(time: Duration) -> String {
+    time::show(Duration::from_secs(time.as_secs()))
+}
+
+async fn next_notification(notifier: &mut Option<NotifierHandle>) -> Option<Notification> {
+    match notifier {
+        Some(notifier) => notifier.notifications.recv().await,
+        None => std::future::pending().await,
+    }
+}

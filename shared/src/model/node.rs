@@ -1,0 +1,33 @@
+//! A node: a Docker host with an agent.
+
+use serde::{Deserialize, Serialize};
+
+use super::claim::{Claim, Record};
+use crate::codec::{V1, Value};
+
+/// What an agent says of its node. The claim's owner is the ID of the node's Docker engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The format's version.
+    pub v: V1,
+    /// Which process holds the node's name.
+    #[serde(flatten)]
+    pub claim: Claim,
+    /// The address under which the node's published ports are registered, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+}
+
+impl Value for NodeRecord {
+    const WHAT: &'static str = "node";
+}
+
+impl Record for NodeRecord {
+    fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    fn claim_mut(&mut self) -> &mut Claim {
+        &mut self.claim
+    }
+}

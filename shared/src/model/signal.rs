@@ -1,0 +1,252 @@
+//! Signals: how a consumer has containers signalled on any node.
+//!
+//! A consumer says in its record which containers its targets signal. Each agent answers with the receivers: those of
+//! its own containers that are meant. The consumer then writes a request to a receiver's node, and the agent there
+//! delivers the signal and acks it, container by container.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    label::LabelSelector,
+    name::{ContainerId, ContainerName},
+};
+use crate::codec::{V1, Value};
+
+/// A POSIX signal, by its number on Linux.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Signal(i32);
+
+impl Signal {
+    /// SIGHUP, by which most servers read their configuration again.
+    pub const HUP: Signal = Signal(signal_hook::consts::SIGHUP);
+    /// SIGTERM, Docker's stop signal unless an image or container names another.
+    pub const TERM: Signal = Signal(signal_hook::consts::SIGTERM);
+
+    /// The number, from 1 to 31.
+    pub fn number(self) -> i32 {
+        self.0
+    }
+
+    fn name(number: i32) -> Option<&'static str> {
+        signal_hook::low_level::signal_name(number)?.strip_prefix("SIG")
+    }
+}
+
+/// A text that names no signal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a signal: expected a name such as HUP or SIGHUP, or a number from 1 to 31")]
+pub struct SignalError(String);
+
+impl FromStr for Signal {
+    type Err = SignalError;
+    fn from_str(text: &str) -> Result<Self, SignalError> {
+        let upper = text.to_ascii_uppercase();
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        (1..32)
+            .find(|number| name == number.to_string() || Self::name(*number) == Some(name))
+            .map(Signal)
+            .ok_or_else(|| SignalError(text.chars().take(40).collect()))
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Self::name(self.0) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl From<Signal> for String {
+    fn from(signal: Signal) -> String {
+        signal.to_string()
+    }
+}
+
+impl TryFrom<String> for Signal {
+    type Error = SignalError;
+    fn try_from(text: String) -> Result<Self, SignalError> {
+        text.parse()
+    }
+}
+
+/// Which containers are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selector {
+    /// The container of this name, or whose ID starts with it.
+    Container(ContainerName),
+    /// Every container with this label.
+    Label(LabelSelector),
+}
+
+impl Selector {
+    /// Whether a container is meant.
+    pub fn matches(&self, id: &str, name: &ContainerName, labels: &BTreeMap<String, String>) -> bool {
+        /// Shorter texts are names, never the start of an ID: as short as Docker prints IDs.
+        const MIN_ID_LENGTH: usize = 12;
+        match self {
+            Selector::Container(wanted) => {
+                let wanted = wanted.as_str();
+                wanted == name.as_str() || (wanted.len() >= MIN_ID_LENGTH && id.starts_with(wanted))
+            }
+            Selector::Label(label) => label.matches(labels),
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Selector::Container(name) => write!(f, "container {name}"),
+            Selector::Label(label) => write!(f, "label {label}"),
+        }
+    }
+}
+
+/// A signal, and which containers it is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The signal.
+    pub signal: Signal,
+    /// The containers.
+    pub to: Selector,
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.signal, self.to)
+    }
+}
+
+/// One run of a container: a container that is restarted is another one, which has read its files anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// The container.
+    pub container: ContainerId,
+    /// When it started, by its host's clock. Compared for equality only.
+    pub started_at: Timestamp,
+}
+
+/// The containers of a node that a target signals.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receivers {
+    /// The format's version.
+    pub v: V1,
+    /// The receivers, in the order of their incarnations.
+    pub receivers: Vec<Receiver>,
+}
+
+/// A container that a target signals.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiver {
+    /// Which container, and which run of it.
+    #[serde(flatten)]
+    pub incarnation: Incarnation,
+    /// The container's name.
+    pub name: ContainerName,
+    /// Why the signal is not allowed, and what would allow it; absent where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// A consumer's request to have some of its receivers on a node signalled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalRequest {
+    /// The format's version.
+    pub v: V1,
+    /// Which change of the target this is about: each is delivered once. Compared for equality only.
+    pub generation: u64,
+    /// The signal.
+    pub signal: Signal,
+    /// The receivers that have not taken this generation yet.
+    pub receivers: Vec<RequestedReceiver>,
+}
+
+/// A receiver that is to be signalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestedReceiver {
+    /// Which container, and which run of it.
+    #[serde(flatten)]
+    pub incarnation: Incarnation,
+    /// Counts the tries of one generation, from 1: an agent that failed tries again when it grows.
+    pub attempt: u32,
+}
+
+/// A node's answers to the requests for a target, the latest of each receiver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acks {
+    /// The format's version.
+    pub v: V1,
+    /// The answers, in the order of their incarnations.
+    pub acks: Vec<Ack>,
+}
+
+/// What became of a request at one receiver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// Which container, and which run of it.
+    #[serde(flatten)]
+    pub incarnation: Incarnation,
+    /// The generation that is answered.
+    pub generation: u64,
+    /// The attempt that is answered.
+    pub attempt: u32,
+    /// Why it was not delivered; absent where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// When, by the node's clock.
+    pub at: Timestamp,
+}
+
+impl Value for Receivers {
+    const WHAT: &'static str = "list of receivers";
+}
+
+impl Value for SignalRequest {
+    const WHAT: &'static str = "signal request";
+}
+
+impl Value for Acks {
+    const WHAT: &'static str = "list of acks";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_by_name_and_number() {
+        for text in ["HUP", "SIGHUP", "sighup", "1"] {
+            assert_eq!(text.parse(), Ok(Signal::HUP), "{text}");
+        }
+        for text in ["", "SIG", "HUPP", "0", "32", "-1", "01"] {
+            assert!(text.parse::<Signal>().is_err(), "{text:?} was taken");
+        }
+        assert_eq!("USR1".parse::<Signal>().expect("a signal").to_string(), "USR1");
+    }
+
+    #[test]
+    fn a_selector_means_a_name_an_id_or_a_label() {
+        let id = "0123456789abcdef".repeat(4);
+        let name: ContainerName = "citus_master".parse().expect("a name");
+        let labels = BTreeMap::from([("role".to_owned(), "proxy".to_owned())]);
+        let container = |text: &str| Selector::Container(text.parse().expect("a name"));
+        let label = |text: &str| Selector::Label(text.parse().expect("a label"));
+        for (selector, expected) in [
+            (container("citus_master"), true),
+            (container("citus"), false),
+            (container("0123456789ab"), true),
+            (container("0123"), false),
+            (label("role=proxy"), true),
+            (label("role=other"), false),
+        ] {
+            assert_eq!(selector.matches(&id, &name, &labels), expected, "{selector}");
+        }
+    }
+}

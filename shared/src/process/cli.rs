@@ -1,0 +1,109 @@
+//! How our binaries begin and end: they parse their arguments, and exit with 0, with 1 where something failed, or with 2
+//! where a setting cannot work; then with one line that says why.
+
+use std::{error::Error, fmt, process::ExitCode};
+
+use clap::Parser;
+use regex::Regex;
+
+use super::{error::OneLine, setting::SettingError};
+
+/// Why a binary ends with another exit code than 0.
+#[derive(Debug)]
+pub enum Failure {
+    /// A setting cannot work, and nothing was touched: exit code 2.
+    Usage(Box<dyn Error + Send + Sync>),
+    /// Something that is needed is not there, or went away for good: exit code 1.
+    Failed(Box<dyn Error + Send + Sync>),
+}
+
+impl Failure {
+    /// A setting cannot work.
+    pub fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Failure::Usage(error.into())
+    }
+
+    /// Something else failed.
+    pub fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Failure::Failed(error.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Usage(error) | Failure::Failed(error) => OneLine(&**error).fmt(f),
+        }
+    }
+}
+
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Self {
+        Failure::usage(error)
+    }
+}
+
+/// Parses the arguments. Help and version are printed as they are; what cannot be parsed ends the process
+/// with one line and exit code 2.
+pub fn parse<C: Parser>() -> C {
+    match C::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            eprintln!("{}: error: {}", C::command().get_name(), usage(&error));
+            std::process::exit(2);
+        }
+    }
+}
+
+/// Prints why it failed, if it did, and gives the exit code.
+pub fn end(program: &str, result: Result<(), Failure>) -> ExitCode {
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    eprintln!("{program}: error: {failure}");
+    match failure {
+        Failure::Usage(_) => ExitCode::from(2),
+        Failure::Failed(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What is wrong with the arguments, on one line.
+pub fn usage(error: &clap::Error) -> String {
+    without_usage(&error.render().to_string())
+}
+
+/// clap's message without its usage and pointer to the help, on one line.
+fn without_usage(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let ends = ["\n\nUsage:", "\n\nFor more information"];
+    let end = ends.iter().filter_map(|end| message.find(end)).min().unwrap_or(message.len());
+    message[..end].split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Parses a regular expression; the error is the reason alone, without the drawing of where.
+///
+/// # Errors
+/// What is wrong with it, on one line.
+pub fn regex(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| {
+        let message = error.to_string();
+        let reason = message.lines().rev().find_map(|line| line.strip_prefix("error: "));
+        format!("{text:?} is not a regular expression: {}", reason.unwrap_or(&message))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_several_lines_becomes_one_without_the_usage() {
+        let message = "error: invalid value 'x' for '--a':\n  bad\n\nUsage: a [OPTIONS]\n\nFor more information, try '--help'.\n";
+        assert_eq!(without_usage(message), "invalid value 'x' for '--a': bad");
+    }
+
+    #[test]
+    fn a_bad_regular_expression_says_why() {
+        let error = regex("(a").expect_err("a group is open");
+        assert_eq!(error, "\"(a\" is not a regular expression: unclosed group");
+    }
+}

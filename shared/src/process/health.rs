@@ -1,0 +1,168 @@
+//! The HTTP server of `/healthz`, `/readyz` and `/metrics`.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    str::FromStr,
+    time::Duration,
+};
+
+use axum::{Router, http::StatusCode, http::header::CONTENT_TYPE, routing::get};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    readiness::{Conditions, Readiness},
+    setting::SettingError,
+};
+
+/// Where the health server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// At this address.
+    At(SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Listen::Off);
+        }
+        text.parse()
+            .map(Listen::At)
+            .map_err(|_| "expected ip:port, such as 127.0.0.1:9180, or off".to_owned())
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Off => f.write_str("off"),
+            Listen::At(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Takes the address to listen at, so that a busy port is known before anything else starts.
+///
+/// # Errors
+/// An address that cannot be listened at.
+pub async fn bind(listen: Listen) -> Result<Option<TcpListener>, SettingError> {
+    let Listen::At(address) = listen else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => Err(SettingError::caused("--listen", address, error)),
+    }
+}
+
+/// Answers until the token is cancelled.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let ready = move || {
+        let conditions = readiness.conditions();
+        let status = if conditions.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        async move { (status, [(CONTENT_TYPE, "application/json")], format!("{:#}\n", report(&conditions))) }
+    };
+    let metrics = move || {
+        let text = metrics.render();
+        async move { ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
+    };
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics));
+    tracing::debug!(address = %listener.local_addr()?, "serving health and metrics");
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// What `/readyz` says.
+fn report(conditions: &Conditions) -> serde_json::Value {
+    let lines: BTreeMap<&str, String> =
+        conditions.iter().map(|(part, condition)| (part, condition.to_string())).collect();
+    serde_json::json!({ "ready": conditions.is_ready(), "conditions": lines })
+}
+
+/// Why a process does not count as healthy.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// It serves no health.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// Nothing answers.
+    #[error("{address} does not answer")]
+    NoAnswer {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It answers something else than 200.
+    #[error("{address} answers {answer:?}")]
+    Unhealthy {
+        /// Where.
+        address: SocketAddr,
+        /// The first line of the answer.
+        answer: String,
+    },
+}
+
+/// Asks a running process at `listen` whether it lives: what an image's HEALTHCHECK runs.
+///
+/// # Errors
+/// Nothing answers, or the answer is not 200.
+pub fn check(listen: Listen) -> Result<(), CheckError> {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let Listen::At(mut address) = listen else {
+        return Err(SettingError::new("--listen", "off", "the address of the running process").into());
+    };
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let ask = || -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.take(4096).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().map_err(|source| CheckError::NoAnswer { address, source })?;
+    match answer.split_ascii_whitespace().nth(1) {
+        Some("200") => Ok(()),
+        _ => {
+            let answer = answer.lines().next().unwrap_or_default().to_owned();
+            Err(CheckError::Unhealthy { address, answer })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_has_a_line_for_each_part() {
+        let readiness = Readiness::default();
+        let (docker, etcd) = (readiness.part("docker"), readiness.part("etcd"));
+        docker.ready();
+        etcd.failed("unreachable");
+        let expected =
+            serde_json::json!({ "ready": false, "conditions": { "docker": "ok", "etcd": "unreachable" } });
+        assert_eq!(report(&readiness.conditions()), expected);
+    }
+}

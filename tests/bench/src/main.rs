@@ -1,0 +1,78 @@
+//! The bench: how long Rollcall takes from a change of a container to the file and the signal, beside the floors of
+//! Docker, etcd and the disk, measured in the same run. It prints figures and judges nothing.
+
+mod figures;
+
+mod client;
+mod clock;
+mod container;
+mod docker;
+mod event;
+mod file_watch;
+mod registration_watch;
+
+mod bare_target;
+mod floors;
+mod relay;
+
+mod consumer;
+mod setup;
+
+mod burst;
+mod changes;
+mod idle;
+mod latency;
+mod pace;
+mod scale;
+
+use std::num::NonZeroUsize;
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+
+/// Measures Rollcall beside the same steps by hand, on this machine's Docker engine.
+#[derive(Debug, Parser)]
+#[command(name = "bench", max_term_width = 110)]
+struct Cli {
+    /// What to measure [default: everything]
+    #[arg(value_enum, value_name = "PART")]
+    parts: Vec<Part>,
+    /// How many starts and kills; burst makes a fifth as many rounds, scale half as many changes
+    #[arg(long, value_name = "N", default_value = "100")]
+    runs: NonZeroUsize,
+}
+
+/// A part of the bench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Changes about a second apart, with 1 and with 50 other containers
+    Latency,
+    /// A change every 300 ms
+    Pace,
+    /// 50 starts, then 50 kills, from 8 threads
+    Burst,
+    /// One change among 10,000 and 100,000 instances, and a cold start
+    Scale,
+    /// Memory and processor time of a minute without a change
+    Idle,
+}
+
+fn main() -> Result<()> {
+    let Cli { parts, runs } = Cli::parse();
+    if cfg!(debug_assertions) {
+        bail!("this is a debug build: expected cargo run --release");
+    }
+    let runs = runs.get();
+    let wants = |part: Part| parts.is_empty() || parts.contains(&part);
+    changes::run(runs, wants(Part::Latency), wants(Part::Pace))?;
+    if wants(Part::Burst) {
+        burst::run(runs.div_ceil(5))?;
+    }
+    if wants(Part::Scale) {
+        scale::run(runs.div_ceil(2))?;
+    }
+    if wants(Part::Idle) {
+        idle::run()?;
+    }
+    Ok(())
+}
