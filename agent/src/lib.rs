@@ -27,5 +27,5 @@ pub use settings::Settings;
 pub fn describe_metrics() {
     inventory::watcher::describe_metrics();
     registration::registrar::describe_metrics();
-    signals::dispatcher::describe_metrics();
+    signals::answer::describe_metrics();
 }

@@ -142,8 +142,8 @@ fn status(running: &Running) -> Status {
     }
 }
 
-/// Labels often hold secrets: only those that the operator names go out, and Rollcall's own. One whose value has several
-/// lines stays in.
+/// Labels often hold secrets: only those that the operator names go out, and Rollcall's own. One whose value has
+/// several lines stays in.
 fn exported(container: &Container, filter: &FilterSettings) -> BTreeMap<String, String> {
     let wanted = |name: &str| {
         name.starts_with("rollcall.")

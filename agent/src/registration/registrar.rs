@@ -1,7 +1,8 @@
 //! Keeps what is registered of this node as it should be: a thin shell around the [`Planner`].
 //!
 //! It writes at once. What comes while a commit is under way is committed together. A commit that failed is tried again
-//! with backoff; one that failed because of the claim or the lease waits for the keeper's next session as well.
+//! with backoff. One that failed because of the claim or the lease makes the keeper look at both, and a new session is
+//! written under at once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use rollcall_shared::{
     },
     reflector::Updates,
     session::{Session, keeper::SessionHandle},
-    store::{KeyRange, Op, Store, StoreError},
+    store::{KeyRange, Op, Revision, Store, StoreError},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -164,25 +165,31 @@ impl Registrar {
         match session.commit(&*self.store, &ops).await {
             Ok(revisions) => {
                 let took = began.elapsed();
-                self.backoff.reset();
-                self.planner.retry_at = None;
-                for (op, revision) in ops.iter().zip(revisions) {
-                    self.planner.observed.on_written(op.clone(), session.lease(), revision);
-                }
+                self.on_written(session, &ops, revisions);
                 // Whoever waits for the write goes first.
                 tokio::task::yield_now().await;
                 metrics::histogram!("rollcall_agent_commit_duration_seconds").record(took);
                 metrics::counter!("rollcall_agent_writes_total").increment(ops.len() as u64);
                 ops.iter().for_each(|op| self.log(op));
             }
-            Err(error) => {
-                if matches!(error, StoreError::GuardFailed { .. } | StoreError::LeaseNotFound) {
-                    self.inputs.sessions.doubt(session.clone());
-                }
-                self.part.failed(one_line(&error));
-                self.planner.retry_at = Some(Instant::now() + self.backoff.next_delay());
-            }
+            Err(error) => self.on_failed(session, &error),
         }
+    }
+
+    fn on_written(&mut self, session: &Session, ops: &[Op], revisions: Vec<Revision>) {
+        self.backoff.reset();
+        self.planner.retry_at = None;
+        for (op, revision) in ops.iter().zip(revisions) {
+            self.planner.observed.on_written(op.clone(), session.lease(), revision);
+        }
+    }
+
+    fn on_failed(&mut self, session: &Session, error: &StoreError) {
+        if matches!(error, StoreError::GuardFailed { .. } | StoreError::LeaseNotFound) {
+            self.inputs.sessions.doubt(session.clone());
+        }
+        self.part.failed(one_line(error));
+        self.planner.retry_at = Some(Instant::now() + self.backoff.next_delay());
     }
 
     fn log(&self, op: &Op) {

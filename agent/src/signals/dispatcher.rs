@@ -16,7 +16,7 @@ use rollcall_shared::{
     model::{
         consumer::{ConsumerRecord, TargetRecord},
         name::{ConsumerName, NodeName, TargetId},
-        signal::{Ack, Acks, Incarnation, Receiver, Receivers, RequestedReceiver, SignalRequest},
+        signal::{Acks, Incarnation, Receiver, Receivers, RequestedReceiver, SignalRequest},
     },
     process::{
         backoff::Backoff,
@@ -32,6 +32,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{
     acks::AckMemory,
+    answer::{Answer, Outcome},
     decode::{DecodeConsumer, DecodeRequest},
     pidfd::ProcessHandles,
     policy::{self, Candidate, Candidates, Decision},
@@ -39,7 +40,7 @@ use super::{
 };
 use crate::{
     docker::Engine,
-    inventory::{Running, RunningContainers, container::Container, watcher::InventoryReceiver},
+    inventory::{Running, RunningContainers, watcher::InventoryReceiver},
     registration::SignalReports,
 };
 
@@ -96,31 +97,6 @@ pub struct Inputs {
     pub consumers: Updates<DecodeConsumer>,
     /// The requests to this node.
     pub requests: Updates<DecodeRequest>,
-}
-
-/// What became of one receiver of a request.
-#[derive(Debug)]
-struct Answer {
-    target: TargetId,
-    request: Arc<SignalRequest>,
-    requested: RequestedReceiver,
-    container: Arc<Container>,
-    outcome: Outcome,
-}
-
-#[derive(Debug)]
-enum Outcome {
-    Delivered,
-    Refused(String),
-    Failed(String),
-}
-
-/// Describes the dispatcher's metrics.
-pub fn describe_metrics() {
-    metrics::describe_counter!(
-        "rollcall_agent_signals_total",
-        "Signals that were requested of containers of this host, by outcome"
-    );
 }
 
 impl Dispatcher {
@@ -306,11 +282,8 @@ impl Dispatcher {
     }
 
     fn on_answer(&mut self, answer: Answer) {
-        let RequestedReceiver { incarnation, attempt } = answer.requested;
-        self.in_flight.remove(&(answer.target.clone(), incarnation));
-        let (generation, at) = (answer.request.generation, Timestamp::now());
-        let failure = answer.outcome.failure().map(str::to_owned);
-        self.acks.take(answer.target.clone(), Ack { incarnation, generation, attempt, failure, at });
+        self.in_flight.remove(&(answer.target.clone(), answer.requested.incarnation));
+        self.acks.take(answer.target.clone(), answer.ack(Timestamp::now()));
         self.unlogged.push(answer);
     }
 
@@ -353,37 +326,5 @@ impl Dispatcher {
         // Whoever waits for the acks goes first.
         tokio::task::yield_now().await;
         self.unlogged.drain(..).for_each(|answer| answer.log());
-    }
-}
-
-impl Answer {
-    fn log(&self) {
-        let TargetId { consumer, target } = &self.target;
-        let (signal, container) = (self.request.signal, &self.container.name);
-        metrics::counter!("rollcall_agent_signals_total", "outcome" => self.outcome.label()).increment(1);
-        match self.outcome.failure() {
-            None => tracing::info!(%consumer, %target, %signal, %container, "signalled"),
-            Some(reason) => {
-                tracing::warn!(%consumer, %target, %signal, %container, reason, "could not signal")
-            }
-        }
-    }
-}
-
-impl Outcome {
-    fn label(&self) -> &'static str {
-        match self {
-            Outcome::Delivered => "delivered",
-            Outcome::Refused(_) => "refused",
-            Outcome::Failed(_) => "failed",
-        }
-    }
-
-    /// Why the signal was not delivered, if so.
-    fn failure(&self) -> Option<&str> {
-        match self {
-            Outcome::Delivered => None,
-            Outcome::Refused(reason) | Outcome::Failed(reason) => Some(reason),
-        }
     }
 }

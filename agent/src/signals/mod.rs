@@ -6,6 +6,7 @@
 //! ```
 
 pub mod acks;
+pub mod answer;
 pub mod decode;
 
 pub mod dispatcher;

@@ -1,4 +1,4 @@
-//! A target's settings: the raw form that every source gives, and what it means.
+//! A target's settings, pace and guard among them: the raw form that every source gives, and what it means.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Which instances stay although the store, since it went back, does not say so.
+//! After the store was restored or wiped: which instances stay although it does not say so any more.
 //!
 //! Such an instance is unconfirmed: it stays until it is put again, until its node has registered again and had the
 //! time to put it, or until the node's TTL has passed.

@@ -36,7 +36,9 @@ pub struct LogSettings {
 /// # Errors
 /// A filter that cannot be read.
 pub fn start_logs(settings: &LogSettings) -> Result<(), SettingError> {
-    let filter = if settings.debug { "debug,h2=info,hyper_util=info,tower=info" } else { &settings.filter };
+    // Docker's answers have the containers' environment, with its secrets.
+    let debug = "debug,bollard=info,h2=info,hyper_util=info,tower=info";
+    let filter = if settings.debug { debug } else { &settings.filter };
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| SettingError::caused("--log", format!("{filter:?}"), error))?;
     let logs = tracing_subscriber::fmt()
@@ -74,6 +76,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, MetricsError> {
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|_| MetricsError)?;
     crate::reflector::describe_metrics();
+    crate::session::keeper::describe_metrics();
     let upkeep = handle.clone();
     tokio::spawn(async move {
         loop {

@@ -219,6 +219,11 @@ impl Decode for DecodeClaim {
     }
 }
 
+/// Describes the keepers' metrics.
+pub fn describe_metrics() {
+    metrics::describe_counter!("rollcall_leases_lost_total", "Leases that were lost, and claims with them");
+}
+
 impl<R: Record> Keeper<R> {
     /// A keeper of the claim of `name` at `key`, and the handle of its sessions. It reports its condition as the part
     /// `claim`.

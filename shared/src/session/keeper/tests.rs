@@ -1,3 +1,5 @@
+//! The claim protocol on the memory store, with a paused clock.
+
 use tokio::task::JoinHandle;
 
 use super::*;

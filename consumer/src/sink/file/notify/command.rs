@@ -1,4 +1,4 @@
-//! A command that has a file taken up.
+//! Notifies by a command of the user's, such as `systemctl reload haproxy`; [`super::notifier`] tries again.
 
 use std::{path::PathBuf, time::Duration};
 

@@ -1,3 +1,5 @@
+//! Every format and templates, with hostile values.
+
 use proptest::prelude::*;
 use rollcall_shared::{codec, model::instance::InstanceId, process::error::one_line};
 use tokio::time::Instant;
