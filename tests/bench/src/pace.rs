@@ -14,7 +14,7 @@ use crate::floors::Floors;
 use crate::latency::CHANGE_INTERVAL;
 use crate::setup::{Mode, Setup};
 
-/// The time from the API call of one change to that of the next.
+/// The time from one change to the next.
 const PACE_INTERVAL: Duration = Duration::from_millis(300);
 
 /// How many changes there are before the bench looks at events, files and signals. Docker remembers more events.
@@ -39,7 +39,7 @@ pub fn run(runs: usize, floors: &Floors) -> Result<()> {
 /// What all blocks came to.
 #[derive(Default)]
 struct PaceFigures {
-    between_calls: Figures,
+    between_events: Figures,
     start_to_file: Figures,
     start_to_signal: Figures,
     file_to_signal: Figures,
@@ -75,7 +75,7 @@ impl PaceFigures {
 
     fn print(&self, floors: &Floors) {
         heading(&format!("a change every {} ms, {}", PACE_INTERVAL.as_millis(), Mode::Etcd.title()));
-        self.between_calls.print("from one API call to the next", None);
+        self.between_events.print("from one event to the next", None);
         self.start_to_file.print("start -> file", Some(floors.start_to_file));
         self.die_to_file.print("die -> file", Some(floors.die_to_file));
         let floor = self.start_to_file.median() + floors.file_to_signal;
@@ -99,21 +99,23 @@ fn block(
     thread::sleep(CHANGE_INTERVAL);
     file.take();
     let (since, before) = (now(), setup.received_signals()?.len());
-    let mut next = Instant::now();
-    let mut last_call = None;
+    // Docker takes longer to start a container than to kill it: each call is made so much earlier that what it causes
+    // is due at its time.
+    let mut took = [Duration::ZERO; 2];
+    let mut due = Instant::now() + CHANGE_INTERVAL;
     for number in 0..changes {
-        thread::sleep(next.saturating_duration_since(Instant::now()));
+        let call_at = due.checked_sub(took[number % 2]).unwrap_or(due);
+        thread::sleep(call_at.saturating_duration_since(Instant::now()));
         let call = Instant::now();
-        if let Some(last) = last_call.replace(call) {
-            figures.between_calls.add(call - last);
-        }
-        next = call + PACE_INTERVAL;
         container.act(if number % 2 == 0 { Action::Start } else { Action::Die })?;
+        took[number % 2] = call.elapsed();
+        due += PACE_INTERVAL;
     }
     thread::sleep(CHANGE_INTERVAL);
     let events: Vec<Event> =
         past_events(since)?.into_iter().filter(|event| event.id == container.id).collect();
     ensure!(events.len() == changes, "Docker remembers {} events of {changes}", events.len());
+    events.windows(2).for_each(|pair| figures.between_events.add(pair[1].at.saturating_sub(pair[0].at)));
     let lists = |version: &Version| Ok((version.at, version.ports()?.contains(&container.port)));
     let versions = file.take().iter().map(lists).collect::<Result<Vec<_>>>()?;
     let signals = &setup.received_signals()?[before..];
