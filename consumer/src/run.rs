@@ -250,7 +250,8 @@ impl Consumer {
                 let target = target.name.clone();
                 let notifier =
                     SignalNotifier { target, rule, reports, requests, orders: ordered, notifications, part };
-                self.spawn_notifier(target_span(&notifier.target), notifier.run());
+                let span = target_span(&notifier.target);
+                self.supervisor.spawn_background("notifier", notifier.run().instrument(span));
                 return NotifierHandle { orders, notifications: notified };
             }
             Notify::PidFile { pid_file, signal } => Attempt::PidFile(PidFileNotifier { pid_file, signal }),
@@ -260,12 +261,13 @@ impl Consumer {
         };
         let notifier =
             Notifier { target: target.name.to_string(), attempt, orders: ordered, notifications, part };
-        self.spawn_notifier(target_span(&target.name), notifier.run());
+        let span = target_span(&target.name);
+        // It ends with its target, once the attempt that is under way is over.
+        self.supervisor.spawn_ending("notifier", async move {
+            notifier.run().instrument(span).await;
+            Ok(())
+        });
         NotifierHandle { orders, notifications: notified }
-    }
-
-    fn spawn_notifier(&mut self, span: Span, notifier: impl Future<Output = ()> + Send + 'static) {
-        self.supervisor.spawn_background("notifier", notifier.instrument(span));
     }
 
     /// Claims the consumer's name, and keeps its requests in the store.

@@ -19,13 +19,18 @@ use rollcall_shared::{
 use super::{
     address::{self, AddressPolicy, PortReached, Reached, Readers},
     advertise, filter, labels,
-    plan::Values,
     settings::{AddressMode, FilterSettings, NodeSettings},
 };
 use crate::inventory::{
     Running, RunningContainers,
     container::{Check, Container, FullId, Port},
 };
+
+/// Values by key.
+pub type Values = BTreeMap<String, Vec<u8>>;
+
+/// How many instances a container may have: its labels are its author's, and the store is everybody's.
+const MAX_INSTANCES: usize = 128;
 
 /// What the registration of a container depends on beside the container.
 #[derive(Debug, Clone)]
@@ -89,6 +94,10 @@ pub fn describe(running: &Running, policy: &Policy) -> Description {
         Ok(ports) => ports,
         Err(reason) => return Description { skipped: Some(reason), ports: Vec::new() },
     };
+    if ports.len() > MAX_INSTANCES {
+        let reason = format!("it has {} ports: expected {MAX_INSTANCES} or fewer", ports.len());
+        return Description { skipped: Some(reason), ports: Vec::new() };
+    }
     let group = ports.len() > 1;
     let describe = |(port, reached): PortReached| {
         let instance = match reached {
@@ -129,6 +138,11 @@ fn instance(running: &Running, reached: Reached, group: bool, policy: &Policy) -
         labels: exported(container, &policy.filter),
         alternatives: endpoints.collect(),
     };
+    let size = codec::encode(&instance).len();
+    if size > codec::MAX_VALUE_BYTES {
+        let max = codec::MAX_VALUE_BYTES;
+        return Err(format!("its labels and tags make a value of {size} bytes: expected {max} or fewer"));
+    }
     Ok(Described { instance, source })
 }
 
@@ -269,6 +283,22 @@ pub(crate) mod tests {
         let mut container = (*web().container).clone();
         change(&mut container);
         Running { container: Arc::new(container), is_draining: false }
+    }
+
+    #[test]
+    fn a_container_that_asks_for_too_much_is_left_out_and_told_why() {
+        let mut greedy = (*web().container).clone();
+        greedy.labels.insert("rollcall.note".to_owned(), "x".repeat(codec::MAX_VALUE_BYTES));
+        let running = Running { container: greedy.clone().into(), is_draining: false };
+        let described = describe(&running, &policy());
+        let reason = described.ports[0].1.as_ref().expect_err("its value is too large");
+        assert!(reason.contains("expected 65536 or fewer"), "{reason}");
+        let binding = greedy.bindings[0];
+        greedy.bindings = (1..=129)
+            .map(|port: u16| Binding { to: port.to_string().parse().expect("a port"), ..binding })
+            .collect();
+        let described = describe(&Running { container: greedy.into(), is_draining: false }, &policy());
+        assert_eq!(described.skipped.as_deref(), Some("it has 129 ports: expected 128 or fewer"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub mod registrar;
 
 pub mod settings;
 
-pub use desired::Policy;
-pub use plan::{SignalReports, Values};
+pub use desired::{Policy, Values};
+pub use plan::SignalReports;
 pub use registrar::{PART, Registrar};
 pub use settings::{AddressMode, FilterSettings, NodeSettings};

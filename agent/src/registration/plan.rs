@@ -1,6 +1,6 @@
 //! From what should be registered and what is, to the next writes, and when. Pure.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use itertools::{
     EitherOrBoth::{Both, Left, Right},
@@ -13,12 +13,9 @@ use rollcall_shared::{
 use tokio::time::Instant;
 
 use super::{
-    desired::Desired,
+    desired::{Desired, Values},
     observed::{Kind, Observed},
 };
-
-/// Values by key.
-pub type Values = BTreeMap<String, Vec<u8>>;
 
 /// What is to be registered of signals.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -109,7 +106,7 @@ fn plan<'a>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeMap, time::Duration};
 
     use proptest::prelude::*;
     use rollcall_shared::{keys::Keys, reflector::Cause, store::Revision};

@@ -537,13 +537,17 @@ async fn a_command_that_fails_is_run_until_it_works() {
     let scene = Scene::new();
     let (runs, works) = (scene.path("runs"), scene.path("works"));
     let command = format!("sh -c 'echo {{file}} >> {}; test -e {}'", runs.display(), works.display());
-    let running = scene.start(&format!("format = \"json\"\nnotify = {{ command = {command:?} }}")).await;
+    let target = format!("format = \"json\"\nnotify = {{ command = {command:?} }}");
+    let running = scene.start(&target).await;
     running.is_not_ready("notify web", "notify: sh ended with exit code 1").await;
     fs::write(&works, "").expect("a file");
     running.is_ready().await;
-    let runs = fs::read_to_string(runs).expect("a file");
-    assert!(runs.lines().count() >= 2);
-    assert!(runs.lines().all(|line| line.ends_with("/file")), "{runs}");
+    let ran = fs::read_to_string(&runs).expect("a file");
+    assert!(ran.lines().count() >= 2);
+    assert!(ran.lines().all(|line| line.ends_with("/file")), "{ran}");
+    running.consumer.supervisor.end().await;
+    scene.start(&target).await.is_ready().await;
+    assert_eq!(fs::read_to_string(&runs).expect("a file"), ran, "there was nothing left to notify");
 }
 
 #[tokio::test(start_paused = true)]

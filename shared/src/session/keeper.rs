@@ -320,10 +320,14 @@ impl<R: Record> Keeper<R> {
                 Ok(()) => backoff.reset(),
                 Err(error) => {
                     self.claim_part.failed(one_line(&error));
-                    let again = Instant::now() + backoff.next_delay();
+                    let delay = backoff.next_delay();
+                    let again = Instant::now() + delay;
                     match &mut self.state {
                         State::Claiming { not_before } => *not_before = Some(again),
-                        State::Challenging { until, .. } => *until = again,
+                        // The holder could not answer either: it gets its whole time again.
+                        State::Challenging { until, .. } => {
+                            *until = Instant::now() + delay.max(CHALLENGE_TIMEOUT);
+                        }
                         State::Holding { refresh_at, .. } => *refresh_at = again,
                     }
                 }

@@ -128,6 +128,22 @@ async fn a_process_that_left_its_keys_is_succeeded_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_holder_that_could_not_answer_as_the_store_was_away_gets_its_time_again() {
+    let store = MemoryStore::new();
+    let mut first = Running::start(&store, "engine");
+    first.session().await;
+    drop(first);
+    let mut second = Running::start(&store, "engine");
+    pass(CHALLENGE_TIMEOUT / 10).await;
+    store.set_down(true);
+    pass(CHALLENGE_TIMEOUT).await;
+    store.set_down(false);
+    let back = Instant::now();
+    second.session().await;
+    assert!(back.elapsed() > CHALLENGE_TIMEOUT / 2, "{:?}", back.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_living_twin_is_refused_by_name_and_the_first_goes_on() {
     let store = MemoryStore::new();
     let mut first = Running::start(&store, "engine");

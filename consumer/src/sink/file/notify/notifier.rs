@@ -85,16 +85,17 @@ impl Notifier {
         loop {
             let ordered = self.orders.wait_for(|order| generation(order) != done).await;
             let Ok(order) = ordered.map(|order| order.clone()) else { return };
-            if let Some(Order { generation, was_complete: false, .. }) = order
-                && self.notify(generation).await
-            {
+            done = generation(&order);
+            let Some(Order { generation, was_complete, .. }) = order else { continue };
+            if was_complete {
+                self.part.ready();
+            } else if self.notify(generation).await {
                 let receivers = BTreeSet::new();
                 let notification = Notification { generation, is_complete: true, receivers };
                 if self.notifications.send(notification).await.is_err() {
                     return;
                 }
             }
-            done = generation(&order);
         }
     }
 

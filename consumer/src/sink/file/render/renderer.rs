@@ -4,7 +4,7 @@
 //! is left out and named, and never stops the rest. Nothing is written here.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -242,7 +242,7 @@ impl Format {
                 servers(rows, true, |servers| NginxUpstream { service, servers }.render())
             }
             Format::HaproxyBackend => {
-                servers(rows, false, |servers| HaproxyBackend { service, servers }.render())
+                servers(rows, false, |servers| HaproxyBackend::new(service, servers).render())
             }
         }
     }
@@ -391,12 +391,22 @@ struct NginxUpstream<'r> {
 struct HaproxyBackend<'r> {
     service: &'r ServiceName,
     servers: &'r [&'r Row],
+    /// Names that more than one server would have.
+    ambiguous: HashSet<String>,
 }
 
-impl HaproxyBackend<'_> {
-    /// Unique within a backend: colons cannot stand in the names of nodes and containers.
+impl<'r> HaproxyBackend<'r> {
+    fn new(service: &'r ServiceName, servers: &'r [&'r Row]) -> Self {
+        let mut names = HashSet::new();
+        let ambiguous = servers.iter().map(|row| server_name(row)).filter(|name| !names.insert(name.clone()));
+        Self { service, servers, ambiguous: ambiguous.collect() }
+    }
+
+    /// Unique within a backend, as HAProxy wants it: a container that is held may stand beside the one of the same name
+    /// that has taken its place.
     fn name(&self, row: &Row) -> String {
-        format!("{}:{}:{}", row.id.node, row.instance.container, row.id.port)
+        let name = server_name(row);
+        if self.ambiguous.contains(&name) { format!("{name}:{}", row.id.container) } else { name }
     }
 
     fn weight(&self, row: &Row) -> u16 {
@@ -409,6 +419,11 @@ impl HaproxyBackend<'_> {
     fn is_resolved_later(&self, row: &Row) -> bool {
         matches!(row.endpoint.address, Address::Name(_))
     }
+}
+
+/// Colons cannot stand in the names of nodes and containers.
+fn server_name(row: &Row) -> String {
+    format!("{}:{}:{}", row.id.node, row.instance.container, row.id.port)
 }
 
 #[cfg(test)]

@@ -91,6 +91,17 @@ fn haproxy_servers_have_names_of_their_own() {
 }
 
 #[test]
+fn haproxy_servers_of_one_name_are_told_apart_by_their_containers() {
+    let (id, instance) = (testing::id(1), testing::instance(1, "web"));
+    let successor = InstanceId { container: testing::id(2).container, ..id.clone() };
+    let moved = Instance { port: 9001, ..instance.clone() };
+    let text = render(Format::HaproxyBackend, &[], vec![(id, instance), (successor, moved)]);
+    let names: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("server ")).collect();
+    assert!(names.len() == 2 && names.iter().all(|name| name.starts_with("h1:web-1:80:")), "{text}");
+    assert_ne!(names[0].split(' ').next(), names[1].split(' ').next());
+}
+
+#[test]
 fn json_has_one_instance_a_line() {
     insta::assert_snapshot!(render(Format::Json, &[], three()), @r#"
     [
