@@ -20,16 +20,23 @@ const PACE_INTERVAL: Duration = Duration::from_millis(300);
 /// How many changes there are before the bench looks at events, files and signals. Docker remembers more events.
 const BLOCK_CHANGES: usize = 40;
 
+/// How many changes show how long Docker takes from a call to its event.
+const CALIBRATION_CHANGES: usize = 10;
+
 /// Measures and prints as many starts as there are runs, and as many kills.
 pub fn run(runs: usize, floors: &Floors) -> Result<()> {
     let setup = Setup::start(Mode::Etcd)?;
     let file = FileWatch::start(&setup.consumer.dest())?;
     let container = BenchContainer::new("bench-subject")?;
+    // From here on each call is made so much earlier that its event is due at its time: Docker takes longer to start a
+    // container than to kill it.
+    let mut lags = [Duration::ZERO; 2];
+    block(&setup, &file, &container, CALIBRATION_CHANGES, &mut lags, &mut PaceFigures::default())?;
     let mut figures = PaceFigures::default();
     let mut remaining = 2 * runs;
     while remaining > 0 {
         let changes = remaining.min(BLOCK_CHANGES);
-        block(&setup, &file, &container, changes, &mut figures)?;
+        block(&setup, &file, &container, changes, &mut lags, &mut figures)?;
         remaining -= changes;
     }
     figures.print(floors);
@@ -94,27 +101,31 @@ fn block(
     file: &FileWatch,
     container: &BenchContainer,
     changes: usize,
+    lags: &mut [Duration; 2],
     figures: &mut PaceFigures,
 ) -> Result<()> {
     thread::sleep(CHANGE_INTERVAL);
     file.take();
     let (since, before) = (now(), setup.received_signals()?.len());
-    // Docker takes longer to start a container than to kill it: each call is made so much earlier that what it causes
-    // is due at its time.
-    let mut took = [Duration::ZERO; 2];
+    let mut calls = Vec::new();
     let mut due = Instant::now() + CHANGE_INTERVAL;
     for number in 0..changes {
-        let call_at = due.checked_sub(took[number % 2]).unwrap_or(due);
+        let call_at = due.checked_sub(lags[number % 2]).unwrap_or(due);
         thread::sleep(call_at.saturating_duration_since(Instant::now()));
-        let call = Instant::now();
+        calls.push(now());
         container.act(if number % 2 == 0 { Action::Start } else { Action::Die })?;
-        took[number % 2] = call.elapsed();
         due += PACE_INTERVAL;
     }
     thread::sleep(CHANGE_INTERVAL);
     let events: Vec<Event> =
         past_events(since)?.into_iter().filter(|event| event.id == container.id).collect();
     ensure!(events.len() == changes, "Docker remembers {} events of {changes}", events.len());
+    for (which, lag) in lags.iter_mut().enumerate() {
+        let of_kind = events.iter().zip(&calls).skip(which).step_by(2);
+        let mut found: Vec<Duration> = of_kind.map(|(event, call)| event.at.saturating_sub(*call)).collect();
+        found.sort_unstable();
+        *lag = found[found.len() / 2];
+    }
     events.windows(2).for_each(|pair| figures.between_events.add(pair[1].at.saturating_sub(pair[0].at)));
     let lists = |version: &Version| Ok((version.at, version.ports()?.contains(&container.port)));
     let versions = file.take().iter().map(lists).collect::<Result<Vec<_>>>()?;
