@@ -86,7 +86,7 @@ pub fn delivery(target: &TargetConfig) -> Option<&Delivery> {
 pub async fn registered(readiness: &Readiness) {
     let mut conditions = readiness.subscribe();
     let is_registered = conditions
-        .wait_for(|conditions| conditions.get(registration::PART) == Some(&Condition::Ready))
+        .wait_for(|conditions| conditions.get(registration::PART).is_some_and(Condition::is_ready))
         .await
         .is_ok();
     debug_assert!(is_registered, "the readiness lives as long as its subscriber");

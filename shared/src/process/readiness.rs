@@ -9,6 +9,8 @@ use tokio::sync::watch;
 pub enum Condition {
     /// It works.
     Ready,
+    /// It works, and something about it is worth a look; what, on one line.
+    Noted(String),
     /// It waits for someone else, which is no failure; for what, on one line.
     Waiting(String),
     /// It does not work, and is tried again; why, on one line.
@@ -16,10 +18,15 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// Whether it works.
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Condition::Ready | Condition::Noted(_))
+    }
+
     /// Why it is not ready, if so.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Condition::Ready => None,
+            Condition::Ready | Condition::Noted(_) => None,
             Condition::Waiting(reason) | Condition::Failed(reason) => Some(reason),
         }
     }
@@ -27,7 +34,11 @@ impl Condition {
 
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.reason().unwrap_or("ok"))
+        match self {
+            Condition::Ready => f.write_str("ok"),
+            Condition::Noted(note) => write!(f, "ok; {note}"),
+            Condition::Waiting(reason) | Condition::Failed(reason) => f.write_str(reason),
+        }
     }
 }
 
@@ -38,7 +49,7 @@ pub struct Conditions(BTreeMap<String, Condition>);
 impl Conditions {
     /// Whether every part is ready.
     pub fn is_ready(&self) -> bool {
-        self.0.values().all(|condition| *condition == Condition::Ready)
+        self.0.values().all(Condition::is_ready)
     }
 
     /// A part's condition, if there is such a part.
@@ -97,6 +108,15 @@ impl Part {
         }
     }
 
+    /// It works, and something about it is worth a look, such as a container that was left out.
+    pub fn noted(&self, note: impl Into<String>) {
+        let condition = Condition::Noted(note.into());
+        let note = condition.to_string();
+        if self.set(condition).is_some() {
+            tracing::info!(part = self.name, note, "works");
+        }
+    }
+
     /// It waits for someone else.
     pub fn waiting(&self, reason: impl Into<String>) {
         let condition = Condition::Waiting(reason.into());
@@ -150,6 +170,18 @@ mod tests {
         assert_eq!(readiness.conditions().reason("etcd"), Some("unreachable"));
         etcd.ready();
         assert!(readiness.conditions().is_ready());
+    }
+
+    #[test]
+    fn a_note_is_shown_and_does_not_make_it_unready() {
+        let readiness = Readiness::default();
+        let part = readiness.part("registration");
+        part.noted("container greedy is left out");
+        let conditions = readiness.conditions();
+        assert!(conditions.is_ready());
+        assert_eq!(conditions.reason("registration"), None);
+        let shown = conditions.get("registration").expect("a part").to_string();
+        assert_eq!(shown, "ok; container greedy is left out");
     }
 
     #[test]
