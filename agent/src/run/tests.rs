@@ -19,8 +19,8 @@ use rollcall_shared::{
     process::readiness::Condition,
     session::KeeperError,
     store::{
-        Change, Entry, Guard, KeyRange, LeaseId, Op, Pages, Position, Revision, StoreError, Watch,
-        memory::MemoryStore,
+        Change, Entry, Guard, KeyRange, LeaseId, Mark, Op, Pages, Position, Recoveries, Revision, StoreError,
+        Watch, memory::MemoryStore,
     },
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -207,6 +207,14 @@ impl Store for GatedStore {
             return Ok(stream::pending().boxed());
         }
         self.store.watch(range, after).await
+    }
+
+    async fn confirm(&self, mark: &Mark) -> Result<(), StoreError> {
+        self.store.confirm(mark).await
+    }
+
+    fn recoveries(&self) -> Recoveries {
+        self.store.recoveries()
     }
 }
 

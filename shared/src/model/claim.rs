@@ -8,6 +8,9 @@ use crate::{codec::Value, process::host};
 
 /// A record whose key is a claim on a name.
 pub trait Record: Value + Clone {
+    /// The flag by which a process gets another name.
+    const FLAG: &'static str;
+
     /// The claim.
     fn claim(&self) -> &Claim;
 

@@ -36,6 +36,8 @@ impl Value for ConsumerRecord {
 }
 
 impl Record for ConsumerRecord {
+    const FLAG: &'static str = "--name";
+
     fn claim(&self) -> &Claim {
         &self.claim
     }

@@ -23,6 +23,8 @@ impl Value for NodeRecord {
 }
 
 impl Record for NodeRecord {
+    const FLAG: &'static str = "--node";
+
     fn claim(&self) -> &Claim {
         &self.claim
     }

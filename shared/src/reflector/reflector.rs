@@ -5,7 +5,8 @@
 //! - While the store is away the reader gets nothing new and keeps what it has.
 //!
 //! # Recovery
-//! - A broken watch is resumed after the last revision that was delivered.
+//! - After a break the store is first asked whether it still has the last change that was delivered. Then the watch is
+//!   resumed after it; where nothing was delivered since the last listing, that is shorter, and is made again.
 //! - A compacted history and a store that went back are listed anew, as a new snapshot that says why.
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -15,7 +16,10 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     process::{backoff::Backoff, error::one_line, readiness::Part},
-    store::{Batch, Change, Entry, KeyRange, LeaseId, Position, Revision, Store, StoreError, Watch},
+    store::{
+        Batch, Change, Entry, KeyRange, LastChange, LeaseId, Mark, Position, Revision, Store, StoreError,
+        Watch,
+    },
 };
 
 /// How the keys and values of a range are read.
@@ -74,7 +78,7 @@ pub enum Item<K, V> {
 pub enum Cause {
     /// Nothing was known yet.
     First,
-    /// The history that was missing is compacted.
+    /// The history that was missing is compacted, or was not worth asking for.
     Compacted,
     /// The store went back: it was restored from a backup, wiped, or replaced.
     WentBack,
@@ -108,10 +112,43 @@ pub type Updates<D> = mpsc::Receiver<Update<<D as Decode>::Key, <D as Decode>::V
 enum State {
     /// List everything.
     Listing(Cause),
-    /// Watch from there; everything up to the position was delivered.
-    Resuming(Position),
-    /// Follow the watch; everything up to the position was delivered.
-    Watching(Watch, Position),
+    /// Watch from there; everything up to the mark was delivered.
+    Resuming(Delivered),
+    /// Follow the watch; everything up to the mark was delivered.
+    Watching(Watch, Delivered),
+    /// Ask whether the store still has what was delivered: the watch has broken.
+    Confirming(Delivered),
+}
+
+/// What the reader has.
+#[derive(Debug, Clone)]
+struct Delivered {
+    mark: Mark,
+    /// Whether nothing came since the last listing.
+    is_listing: bool,
+}
+
+impl Delivered {
+    fn listing(entries: Option<LastChange>, position: Position) -> Self {
+        Self { mark: Mark { position, last: entries }, is_listing: true }
+    }
+
+    fn changes(before: Self, batch: &Batch) -> Self {
+        let last = batch.changes.last().map(|change| LastChange {
+            key: change.key().to_owned(),
+            revision: change.revision(),
+            is_put: matches!(change, Change::Put(_)),
+        });
+        let position = Position { revision: batch.revision, ..before.mark.position };
+        Self { mark: Mark { position, last: last.or(before.mark.last) }, is_listing: false }
+    }
+}
+
+impl State {
+    /// Whether the range is followed.
+    fn is_up(&self) -> bool {
+        matches!(self, State::Watching(..))
+    }
 }
 
 enum Step {
@@ -157,19 +194,23 @@ impl<D: Decode> Reflector<D> {
     /// Runs until the receiver is dropped.
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut recoveries = self.store.recoveries();
         let mut state = State::Listing(Cause::First);
         loop {
             state = match self.step(state).await {
                 Step::Went(state) => {
-                    backoff.reset();
-                    self.part.ready();
+                    if state.is_up() {
+                        backoff.reset();
+                        self.part.ready();
+                    }
                     state
                 }
                 Step::Failed(error, state) => {
                     self.part.failed(one_line(&error));
                     tokio::select! {
-                        // Neither branch has taken anything when it is dropped.
+                        // No branch has taken anything when it is dropped.
                         () = tokio::time::sleep(backoff.next_delay()) => {}
+                        () = recoveries.next() => {}
                         () = self.updates.closed() => return,
                     }
                     state
@@ -182,59 +223,72 @@ impl<D: Decode> Reflector<D> {
     async fn step(&self, state: State) -> Step {
         match state {
             State::Listing(cause) => match self.list().await {
-                Ok((items, position)) => {
-                    self.deliver(Update::Snapshot { items, position, cause }, State::Resuming(position)).await
+                Ok((items, last, position)) => {
+                    let delivered = Delivered::listing(last, position);
+                    let update = Update::Snapshot { items, position, cause };
+                    self.deliver(update, State::Resuming(delivered)).await
                 }
-                Err(StoreError::Compacted { .. }) => Step::Went(State::Listing(cause)),
+                Err(StoreError::Compacted) => Step::Went(State::Listing(cause)),
                 Err(error) => Step::Failed(error, State::Listing(cause)),
             },
-            State::Resuming(position) => match self.store.watch(&self.range, position).await {
-                Ok(watch) => Step::Went(State::Watching(watch, position)),
-                Err(error) => self.recover(error, position),
+            State::Resuming(delivered) => {
+                match self.store.watch(&self.range, delivered.mark.position).await {
+                    Ok(watch) => Step::Went(State::Watching(watch, delivered)),
+                    Err(error) => self.recover(error, delivered),
+                }
+            }
+            State::Confirming(delivered) => match self.store.confirm(&delivered.mark).await {
+                Ok(()) if delivered.is_listing => Step::Went(State::Listing(Cause::Compacted)),
+                Ok(()) => Step::Went(State::Resuming(delivered)),
+                Err(error) => self.recover(error, delivered),
             },
-            State::Watching(mut watch, position) => {
+            State::Watching(mut watch, delivered) => {
                 let next = tokio::select! {
                     // Neither branch has taken anything when it is dropped.
                     next = watch.next() => next,
                     () = self.updates.closed() => return Step::ReaderGone,
                 };
                 match next {
-                    Some(Ok(Batch { changes, revision })) => {
-                        let position = Position { revision, ..position };
+                    Some(Ok(batch)) => {
+                        let delivered = Delivered::changes(delivered, &batch);
+                        let Batch { changes, revision } = batch;
                         let items =
                             changes.into_iter().map(|change| read_change(&*self.decode, change)).collect();
-                        self.deliver(Update::Changes { items, revision }, State::Watching(watch, position))
-                            .await
+                        let watching = State::Watching(watch, delivered);
+                        self.deliver(Update::Changes { items, revision }, watching).await
                     }
-                    Some(Err(error)) => self.recover(error, position),
-                    None => Step::Went(State::Resuming(position)),
+                    Some(Err(error)) => self.recover(error, delivered),
+                    None => Step::Went(State::Confirming(delivered)),
                 }
             }
         }
     }
 
     /// Reads every entry of the range: the long pages on other threads, while the store prepares the next.
-    async fn list(&self) -> Result<(Vec<Item<D::Key, D::Value>>, Position), StoreError> {
+    /// Gives the last change that they show, too.
+    async fn list(&self) -> Result<Listed<D>, StoreError> {
         let mut pages = self.store.pages(&self.range);
         let mut position = Position::default();
+        let mut last = None;
         let mut reading = Vec::new();
         while let Some(page) = pages.next().await.transpose()? {
             position = page.position;
+            last = newest(last, &page.entries);
             reading.push(Page::read(page.entries, &self.decode));
         }
         let mut items = Vec::new();
         for page in reading {
             items.append(&mut page.finish().await);
         }
-        Ok((items, position))
+        Ok((items, last, position))
     }
 
-    /// What an error of a watch from a position leads to.
-    fn recover(&self, error: StoreError, position: Position) -> Step {
+    /// What an error leads to that came after something was delivered.
+    fn recover(&self, error: StoreError, delivered: Delivered) -> Step {
         let (cause, label) = match error {
-            StoreError::Compacted { .. } => (Cause::Compacted, "compacted"),
+            StoreError::Compacted => (Cause::Compacted, "compacted"),
             StoreError::WentBack { .. } => (Cause::WentBack, "went back"),
-            error => return Step::Failed(error, State::Resuming(position)),
+            error => return Step::Failed(error, State::Confirming(delivered)),
         };
         tracing::info!(range = %self.range, reason = %error, "listing anew");
         metrics::counter!("rollcall_relists_total", "cause" => label).increment(1);
@@ -247,6 +301,18 @@ impl<D: Decode> Reflector<D> {
             Err(_) => Step::ReaderGone,
         }
     }
+}
+
+/// What a listing found: the items, the last change that they show, and of when it is.
+type Listed<D> = (Vec<Item<<D as Decode>::Key, <D as Decode>::Value>>, Option<LastChange>, Position);
+
+/// The later one of a change and the changes that these entries show.
+fn newest(last: Option<LastChange>, entries: &[Entry]) -> Option<LastChange> {
+    let newest = entries.iter().max_by_key(|entry| entry.revision);
+    let newest = newest.filter(|entry| last.as_ref().is_none_or(|last| last.revision < entry.revision));
+    let change =
+        |entry: &Entry| LastChange { key: entry.key.clone(), revision: entry.revision, is_put: true };
+    newest.map(change).or(last)
 }
 
 fn read_change<D: Decode>(decode: &D, change: Change) -> Item<D::Key, D::Value> {
@@ -349,8 +415,9 @@ mod tests {
         store.commit(ops, None, None).await.expect("a commit")[0]
     }
 
-    fn at(revision: Revision) -> Position {
-        Position { revision, ..Position::default() }
+    fn at(revision: Revision) -> Delivered {
+        let position = Position { revision, ..Position::default() };
+        Delivered { mark: Mark { position, last: None }, is_listing: false }
     }
 
     fn keys(update: Update<String, ()>) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! The keeper of a claim: it claims a name, keeps the lease alive, notices when either is lost and claims again, answers
 //! later processes that ask whether it lives, and ends the session.
 //!
-//! Agents and consumers keep their claims by this one state machine. `decide` says what to do about the record that
+//! Agents and consumers keep their claims by this one state machine. [`decide`] says what to do about the record that
 //! is found; the rest does it. Every wait ends when the process is asked to stop.
 
 use std::{sync::Arc, time::Duration};
@@ -12,7 +12,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Session, settings::LeaseSettings};
+use super::{
+    KeeperError, Session,
+    decision::{Step, Tenure, decide},
+    settings::LeaseSettings,
+};
 use crate::{
     codec,
     model::claim::{Claim, Presence, Record},
@@ -30,65 +34,11 @@ use crate::{
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long ending the session may take.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
-/// A lost claim is claimed again within this time, at a random moment: agents that lose the same store at once do not
-/// all come back at once.
-const MAX_RECLAIM_JITTER: Duration = Duration::from_secs(1);
-
-/// Why a name cannot be kept. None of it is worth a retry before someone has acted.
-#[derive(Debug, thiserror::Error)]
-pub enum KeeperError {
-    /// The name belongs to another owner, whose lease lives.
-    #[error(
-        "the {what} name {name} is held by {} on {}, since {}, and this is {owner}: expected a name of its own",
-        holder.owner, holder.host, holder.started_at
-    )]
-    Refused {
-        /// What kind of name.
-        what: &'static str,
-        /// The name.
-        name: String,
-        /// Who holds it.
-        holder: Box<Claim>,
-        /// Who asked.
-        owner: String,
-    },
-    /// Another process of the same owner holds the name, and has answered that it lives.
-    #[error(
-        "the {what} name {name} is held by another process of {} that runs on {}, since {}: expected one process, or \
-         a name of its own",
-        holder.owner, holder.host, holder.started_at
-    )]
-    Twin {
-        /// What kind of name.
-        what: &'static str,
-        /// The name.
-        name: String,
-        /// The process that holds it.
-        holder: Box<Claim>,
-    },
-    /// Another process of the same owner has taken the claim over while this one did not answer.
-    #[error("another process, on {}, has taken the {what} name {name} over", holder.host)]
-    TakenOver {
-        /// What kind of name.
-        what: &'static str,
-        /// The name.
-        name: String,
-        /// The process that holds it now.
-        holder: Box<Claim>,
-    },
-    /// The name has a record that cannot be read, so nobody knows who holds it.
-    #[error(
-        "the {what} name {name} has a record that cannot be read: expected it to be removed, or another name"
-    )]
-    Unreadable {
-        /// What kind of name.
-        what: &'static str,
-        /// The name.
-        name: String,
-        /// What is wrong with it.
-        source: codec::CodecError,
-    },
-}
+/// A lost claim is claimed again within this time, at a random moment: agents that lose their leases at once do not all
+/// come back at once.
+const MAX_RECLAIM_JITTER: Duration = Duration::from_millis(500);
+/// How often a lease is looked at that nobody keeps any more.
+const LEFT_LEASE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What becomes of the session when the process is asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -107,6 +57,10 @@ pub struct Keeper<R: Record> {
     name: String,
     key: String,
     record: R,
+    /// Where others say what the record should be.
+    records: watch::Sender<R>,
+    /// Whether the store has another record of ours than this one.
+    is_outdated: bool,
     refresh: Duration,
     on_exit: OnExit,
     claim_part: Part,
@@ -116,7 +70,7 @@ pub struct Keeper<R: Record> {
     state: State,
     /// A lease of ours that no session has yet, or that outlived one.
     spare_lease: Option<LeaseId>,
-    was_held: bool,
+    tenure: Tenure,
 }
 
 /// What others see of a keeper.
@@ -155,51 +109,6 @@ enum State {
     Challenging { asked: Revision, until: Instant },
     /// The session is there.
     Holding { session: Session, refresh_at: Instant },
-}
-
-/// What to do about the record that is found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
-    /// Put our record, under a lease of ours.
-    Claim,
-    /// Put our record, under the lease of the record that is there.
-    Adopt(LeaseId),
-    /// Ask the holder whether it lives.
-    Challenge(LeaseId),
-    /// Wait for its answer.
-    Wait,
-    Refuse,
-    RefuseTwin,
-    GiveUp,
-}
-
-/// Decides what to do about the record that is found. `asked` is the revision of our challenge, and whether its time is
-/// over; `was_held` tells whether this process has held the claim before.
-fn decide(
-    found: Option<(&Claim, Option<LeaseId>, Revision)>,
-    ours: &Claim,
-    asked: Option<(Revision, bool)>,
-    was_held: bool,
-) -> Step {
-    let Some((claim, lease, revision)) = found else { return Step::Claim };
-    if claim.owner != ours.owner {
-        return Step::Refuse;
-    }
-    if claim.holder == ours.holder {
-        return lease.map_or(Step::Claim, Step::Adopt);
-    }
-    if was_held {
-        return Step::GiveUp;
-    }
-    let adopt = |lease| if claim.ttl_seconds == ours.ttl_seconds { Step::Adopt(lease) } else { Step::Claim };
-    match (claim.presence, lease, asked) {
-        (Presence::Leaving, _, _) | (_, None, _) => Step::Claim,
-        (Presence::Left, Some(lease), _) => adopt(lease),
-        (Presence::Present, Some(lease), None) => Step::Challenge(lease),
-        (Presence::Present, Some(_), Some((asked, _))) if revision > asked => Step::RefuseTwin,
-        (Presence::Present, Some(lease), Some((_, true))) => adopt(lease),
-        (Presence::Present, Some(_), Some((_, false))) => Step::Wait,
-    }
 }
 
 /// Reads the claim's own key and nothing else.
@@ -241,7 +150,9 @@ impl<R: Record> Keeper<R> {
             store,
             name,
             key,
+            records: watch::Sender::new(record.clone()),
             record,
+            is_outdated: false,
             refresh: lease.refresh,
             on_exit,
             claim_part: readiness.part("claim"),
@@ -250,9 +161,14 @@ impl<R: Record> Keeper<R> {
             doubts,
             state: State::Claiming { not_before: None },
             spare_lease: None,
-            was_held: false,
+            tenure: Tenure::New,
         };
         (keeper, SessionHandle { sessions: receiver, doubts: doubts_sender })
+    }
+
+    /// Where to say that the record should be another; its claim stays. The session goes on under the same lease.
+    pub fn records(&self) -> watch::Sender<R> {
+        self.records.clone()
     }
 
     /// Runs until it is asked to stop, and then ends the session.
@@ -280,6 +196,7 @@ impl<R: Record> Keeper<R> {
     /// Keeps the claim until it belongs to another.
     async fn keep(&mut self, mut updates: mpsc::Receiver<Update<(), Vec<u8>>>) -> Result<(), KeeperError> {
         let mut claims = Cache::new("claim");
+        let (mut recoveries, mut records) = (self.store.recoveries(), self.records.subscribe());
         let mut backoff =
             Backoff::new(Duration::from_millis(100), Duration::from_secs(5).min(self.refresh / 2));
         loop {
@@ -297,11 +214,7 @@ impl<R: Record> Keeper<R> {
                     Some(update) = updates.recv() => {
                         let delta = claims.apply(update);
                         if delta.listed == Some(Cause::WentBack) {
-                            // Whoever holds the name there, it was not taken from us.
-                            self.was_held = false;
-                            self.spare_lease = None;
-                            self.sessions.send_replace(None);
-                            self.state = State::Claiming { not_before: None };
+                            self.went_back();
                         } else if !delta.changes.iter().any(|change| self.is_foreign(change, &claims)) {
                             continue;
                         }
@@ -312,6 +225,14 @@ impl<R: Record> Keeper<R> {
                             continue;
                         }
                         self.look().await?
+                    }
+                    Ok(()) = records.changed() => {
+                        self.renew(&records.borrow_and_update());
+                        continue;
+                    }
+                    () = recoveries.next() => {
+                        self.hasten();
+                        continue;
                     }
                     () = sleep_until(Some(next)) => continue,
                 }
@@ -347,8 +268,39 @@ impl<R: Record> Keeper<R> {
         }
     }
 
+    /// Whoever holds the name there, it was not taken from us.
+    fn went_back(&mut self) {
+        if self.tenure == Tenure::Held {
+            self.tenure = Tenure::HeldBeforeRestore;
+        }
+        self.spare_lease = None;
+        self.sessions.send_replace(None);
+        self.state = State::Claiming { not_before: None };
+    }
+
+    /// The record is to be another one, but for the claim.
+    fn renew(&mut self, wanted: &R) {
+        let claim = self.record.claim().clone();
+        self.record = wanted.clone();
+        *self.record.claim_mut() = claim;
+        self.is_outdated = true;
+        self.hasten();
+    }
+
+    /// What waits to be tried is due now.
+    fn hasten(&mut self) {
+        match &mut self.state {
+            State::Claiming { not_before } => *not_before = None,
+            State::Challenging { .. } => {}
+            State::Holding { refresh_at, .. } => *refresh_at = Instant::now(),
+        }
+    }
+
     /// Does what is due: refreshes the lease, or looks at the record.
     async fn step(&mut self) -> Result<Result<(), StoreError>, KeeperError> {
+        if self.is_outdated {
+            return self.look().await;
+        }
         if let State::Holding { session, refresh_at } = &mut self.state {
             match self.store.keep_alive(session.lease()).await {
                 Ok(()) => {
@@ -390,12 +342,13 @@ impl<R: Record> Keeper<R> {
             let record = found.map(|entry| codec::decode::<R>(&entry.value)).transpose();
             let record = record.map_err(|source| KeeperError::Unreadable {
                 what: R::WHAT,
+                flag: R::FLAG,
                 name: self.name.clone(),
                 source,
             })?;
             if let State::Holding { session, .. } = &self.state
                 && session.guard().revision == revision
-                && self.was_held
+                && !self.is_outdated
             {
                 // The claim stands, so the doubt is about the lease.
                 return match self.store.keep_alive(session.lease()).await {
@@ -413,13 +366,21 @@ impl<R: Record> Keeper<R> {
             };
             let claim = record.as_ref().map(Record::claim);
             let found = claim.zip(revision).map(|(claim, revision)| (claim, lease, revision));
-            let step = decide(found, self.record.claim(), asked, self.was_held);
+            let step = decide(found, self.record.claim(), asked, self.tenure);
             let over = Guard { key: self.key.clone(), revision };
             let done = match (step, record) {
                 (Step::Claim, _) => self.claim(None, &over).await,
                 (Step::Adopt(lease), _) => self.claim(Some(lease), &over).await,
                 (Step::Challenge(lease), Some(record)) => self.challenge(record, lease, &over).await,
                 (Step::Wait, _) => return Ok(Ok(())),
+                (Step::WaitForLease, _) => {
+                    let (what, name) = (R::WHAT, &self.name);
+                    self.claim_part.waiting(format!(
+                        "the restored store has an old record of the {what} name {name}: waiting for its lease to end"
+                    ));
+                    self.state = State::Claiming { not_before: Some(Instant::now() + LEFT_LEASE_INTERVAL) };
+                    return Ok(Ok(()));
+                }
                 (refusal, Some(record)) => return Err(self.refusal(&refusal, record.claim())),
                 (_, None) => continue,
             };
@@ -434,11 +395,11 @@ impl<R: Record> Keeper<R> {
     }
 
     fn refusal(&self, step: &Step, holder: &Claim) -> KeeperError {
-        let (what, name, holder) = (R::WHAT, self.name.clone(), Box::new(holder.clone()));
+        let (what, flag, name, holder) = (R::WHAT, R::FLAG, self.name.clone(), Box::new(holder.clone()));
         match step {
             Step::GiveUp => KeeperError::TakenOver { what, name, holder },
-            Step::RefuseTwin => KeeperError::Twin { what, name, holder },
-            _ => KeeperError::Refused { what, name, holder, owner: self.record.claim().owner.clone() },
+            Step::RefuseTwin => KeeperError::Twin { what, flag, name, holder },
+            _ => KeeperError::Refused { what, flag, name, holder, owner: self.record.claim().owner.clone() },
         }
     }
 
@@ -465,7 +426,8 @@ impl<R: Record> Keeper<R> {
         let is_new = !matches!(&self.state, State::Holding { session, .. } if session.lease() == lease);
         self.state = State::Holding { session: session.clone(), refresh_at: Instant::now() + self.refresh };
         self.sessions.send_replace(Some(session));
-        self.was_held = true;
+        self.tenure = Tenure::Held;
+        self.is_outdated = false;
         self.claim_part.ready();
         if is_new {
             let (what, name) = (R::WHAT, &self.name);
@@ -512,18 +474,23 @@ impl<R: Record> Keeper<R> {
 
     /// Marks our record; gives its lease, or `None` where the claim is not ours.
     async fn say_goodbye(&mut self, presence: Presence) -> Result<Option<LeaseId>, StoreError> {
-        let Some(entry) = self.store.get(&self.key).await? else { return Ok(None) };
-        let Ok(record) = codec::decode::<R>(&entry.value) else { return Ok(None) };
-        let Some(lease) = entry.lease.filter(|_| record.claim().holder == self.record.claim().holder) else {
-            return Ok(None);
-        };
         self.record.claim_mut().presence = presence;
-        let put = Op::Put { key: self.key.clone(), value: codec::encode(&self.record) };
-        let over = Guard { key: self.key.clone(), revision: Some(entry.revision) };
-        match self.store.commit(&[put], Some(lease), Some(&over)).await {
-            Ok(_) => Ok(Some(lease)),
-            Err(StoreError::GuardFailed { .. } | StoreError::LeaseNotFound) => Ok(None),
-            Err(error) => Err(error),
+        let put = [Op::Put { key: self.key.clone(), value: codec::encode(&self.record) }];
+        loop {
+            let Some(entry) = self.store.get(&self.key).await? else { return Ok(None) };
+            let Ok(record) = codec::decode::<R>(&entry.value) else { return Ok(None) };
+            let is_ours = record.claim().holder == self.record.claim().holder;
+            let Some(lease) = entry.lease.filter(|_| is_ours) else { return Ok(None) };
+            if record.claim().presence == presence {
+                return Ok(Some(lease));
+            }
+            let over = Guard { key: self.key.clone(), revision: Some(entry.revision) };
+            match self.store.commit(&put, Some(lease), Some(&over)).await {
+                // A commit that is repeated fails by its own first answer.
+                Ok(_) | Err(StoreError::GuardFailed { .. }) => {}
+                Err(StoreError::LeaseNotFound) => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
     }
 }

@@ -12,13 +12,23 @@
 //! another owner's ---------------------------> refused
 //! another's where ours was ------------------> taken over: stop, and revoke nothing
 //! ```
+//!
+//! After the store went back, what is found is older than what was held:
+//!
+//! ```text
+//! our owner's -------------------------------> put our record, under the lease that is found if it lives
+//! another owner's ---------------------------> wait until its lease has ended, as nobody keeps it
+//! ```
 
 #[allow(clippy::module_inception, reason = "the room is named for its main type")]
 mod session;
 
+mod decision;
+pub mod error;
 pub mod keeper;
 pub mod settings;
 
-pub use keeper::{Keeper, KeeperError, OnExit};
+pub use error::KeeperError;
+pub use keeper::{Keeper, OnExit};
 pub use session::Session;
 pub use settings::LeaseSettings;

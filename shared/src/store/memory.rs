@@ -11,8 +11,8 @@ use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Batch, Change, Entry, Guard, KeyRange, LeaseId, Listing, Op, Pages, Position, Revision, Store,
-    StoreError, StoreId, Watch,
+    Batch, Change, Entry, Guard, KeyRange, LeaseId, Listing, Mark, Op, Pages, Position, Recoveries, Revision,
+    Store, StoreError, StoreId, Watch,
 };
 
 /// How many transactions of history a watcher may lag behind before it is told `Compacted`.
@@ -24,6 +24,8 @@ pub struct MemoryStore {
     state: Arc<Mutex<State>>,
     /// Wakes watchers.
     changed: watch::Sender<u64>,
+    /// Counts how often it came back.
+    recoveries: watch::Sender<u64>,
     /// Tells the reaper that a lease may end sooner than it thought.
     leases: Arc<tokio::sync::Notify>,
 }
@@ -53,7 +55,12 @@ pub struct Backup(State);
 impl MemoryStore {
     /// An empty store. Needs a Tokio runtime: a task of it ends leases.
     pub fn new() -> Self {
-        let store = Self { state: Arc::default(), changed: watch::Sender::new(0), leases: Arc::default() };
+        let store = Self {
+            state: Arc::default(),
+            changed: watch::Sender::new(0),
+            recoveries: watch::Sender::new(0),
+            leases: Arc::default(),
+        };
         tokio::spawn(store.clone().reap());
         store
     }
@@ -99,7 +106,10 @@ impl MemoryStore {
 
     /// Makes every call fail with `Unavailable` and breaks every watch, until it is up again. Leases go on to end.
     pub fn set_down(&self, is_down: bool) {
-        self.lock().is_down = is_down;
+        let was_down = std::mem::replace(&mut self.lock().is_down, is_down);
+        if was_down && !is_down {
+            self.recoveries.send_modify(|count| *count += 1);
+        }
         self.wake();
     }
 
@@ -176,7 +186,7 @@ impl State {
         }
         let first = self.history.front().map_or(Revision(self.revision.0 + 1), |batch| batch.revision);
         if after.revision.0 + 1 < first.0 {
-            return Err(StoreError::Compacted { first });
+            return Err(StoreError::Compacted);
         }
         // The history has no gap, so that it need not be searched.
         let known =
@@ -281,6 +291,16 @@ impl Store for MemoryStore {
             });
         Ok(stream::iter(first.map(Ok)).chain(follow).boxed())
     }
+
+    async fn confirm(&self, mark: &Mark) -> Result<(), StoreError> {
+        let now = self.up()?.position();
+        let has_advanced = mark.position.store == now.store && mark.position.revision <= now.revision;
+        if has_advanced { Ok(()) } else { Err(StoreError::WentBack { read: mark.position, now }) }
+    }
+
+    fn recoveries(&self) -> Recoveries {
+        Recoveries::of(self.recoveries.subscribe())
+    }
 }
 
 #[cfg(test)]
@@ -329,7 +349,7 @@ mod tests {
         let first = commit(&store, "/a/1").await;
         let second = commit(&store, "/a/2").await;
         store.compact(second.revision);
-        assert!(matches!(store.watch(&folder("/a/"), first).await, Err(StoreError::Compacted { .. })));
+        assert!(matches!(store.watch(&folder("/a/"), first).await, Err(StoreError::Compacted)));
         assert!(store.watch(&folder("/a/"), second).await.is_ok());
     }
 

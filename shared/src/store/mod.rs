@@ -8,6 +8,7 @@ use std::{error::Error, fmt, time::Duration};
 use async_trait::async_trait;
 use futures_util::{TryStreamExt, stream::BoxStream};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::process::setting::SettingError;
 
@@ -192,6 +193,52 @@ pub struct Guard {
     pub revision: Option<Revision>,
 }
 
+/// Up to where a reader knows a range, and the last change there that it has seen.
+///
+/// The change is a witness. A store that was restored from a backup can have passed the position again by other writes; that
+/// this change happened at this revision it cannot have by chance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// Up to where everything is known.
+    pub position: Position,
+    /// The last change; `None` where the range was empty.
+    pub last: Option<LastChange>,
+}
+
+/// A change that was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastChange {
+    /// The key.
+    pub key: String,
+    /// When.
+    pub revision: Revision,
+    /// Whether it was put then, or deleted.
+    pub is_put: bool,
+}
+
+/// Tells when the store answers again after it was away, so that whoever waits to try again does so at once.
+#[derive(Debug, Clone)]
+pub struct Recoveries(watch::Receiver<u64>);
+
+impl Recoveries {
+    /// The changes of this count.
+    pub(crate) fn of(count: watch::Receiver<u64>) -> Self {
+        Self(count)
+    }
+
+    /// None, ever: of a store that is never away.
+    pub fn none() -> Self {
+        Self(watch::Sender::new(0).subscribe())
+    }
+
+    /// Waits for one that this reader has not been told of. Cancel safe.
+    pub async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// A listing as it comes: at least one page, all of one revision. It ends with its first error.
 pub type Pages<'a> = BoxStream<'a, Result<Listing, StoreError>>;
 
@@ -214,12 +261,9 @@ pub enum StoreError {
         /// The guard's key.
         key: String,
     },
-    /// The history that a watch asked for is gone.
-    #[error("the history before revision {first} is compacted")]
-    Compacted {
-        /// The first revision that is still there.
-        first: Revision,
-    },
+    /// The history that was asked for is gone.
+    #[error("the history that was asked for is compacted")]
+    Compacted,
     /// The store is younger than what was read from it, or another one: it was restored from a backup, or wiped.
     #[error("the store went back from revision {} to {}, or is another store", read.revision, now.revision)]
     WentBack {
@@ -266,7 +310,9 @@ pub enum StoreError {
 ///   once the guard fails, nothing further is written.
 /// - `pages` are one snapshot, however many there are.
 /// - `watch` gives every change after the position once and in order, or says [`StoreError::Compacted`] or
-///   [`StoreError::WentBack`]. A member that lags behind is not a store that went back: another one is asked.
+///   [`StoreError::WentBack`]. A member that lags behind is not a store that went back: another one is asked. A store
+///   that went back and has passed the position again is told by [`Store::confirm`].
+/// - A commit that was not answered may be applied later, even after one that followed it.
 /// - Every call ends in bounded time.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
@@ -306,6 +352,15 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Watches all keys of a range, from the first change after `after`.
     async fn watch(&self, range: &KeyRange, after: Position) -> Result<Watch, StoreError>;
+
+    /// Confirms that the store still has the history that the mark was made in. To be asked after a break.
+    ///
+    /// # Errors
+    /// [`StoreError::WentBack`] where it has not, [`StoreError::Compacted`] where that cannot be told any more.
+    async fn confirm(&self, mark: &Mark) -> Result<(), StoreError>;
+
+    /// When it answers again after it was away.
+    fn recoveries(&self) -> Recoveries;
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Which etcd and how to reach it, by flags and etcdctl's own environment variables.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How to reach etcd, and where in it Rollcall's keys are.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 #[command(next_help_heading = "etcd")]
 pub struct EtcdSettings {
     /// etcd's client URLs, separated by commas
@@ -38,6 +38,10 @@ pub struct EtcdSettings {
     #[arg(long = "etcd-password", env = "ETCDCTL_PASSWORD", value_name = "PASSWORD", global = true)]
     #[arg(hide_env_values = true)]
     pub password: Option<String>,
+    /// File with that user's password, which is read again at each login
+    #[arg(long, env = "ROLLCALL_ETCD_PASSWORD_FILE", value_name = "FILE", global = true)]
+    #[arg(conflicts_with = "password")]
+    pub etcd_password_file: Option<PathBuf>,
     /// How long connecting to a member may take
     #[arg(long = "etcd-dial-timeout", env = "ETCDCTL_DIAL_TIMEOUT", value_name = "TIME", global = true)]
     #[arg(default_value = "2s", value_parser = time::parse)]
@@ -54,6 +58,13 @@ pub struct EtcdSettings {
     /// What all of Rollcall's keys start with
     #[arg(long, env = "ROLLCALL_PREFIX", value_name = "PATH", default_value = "/rollcall", global = true)]
     pub prefix: Keys,
+}
+
+impl fmt::Debug for EtcdSettings {
+    /// Without the user, which may have a password in it, and the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdSettings").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
 }
 
 /// Parses an endpoint: `http://host:port`, `https://host:port` or, as etcdctl takes it, `host:port`.
@@ -82,6 +93,7 @@ impl EtcdSettings {
             (self.cert.is_some(), "--etcd-cert", "--etcd-key", self.key.is_some()),
             (self.key.is_some(), "--etcd-key", "--etcd-cert", self.cert.is_some()),
             (self.password.is_some(), "--etcd-password", "--etcd-user", self.user.is_some()),
+            (self.etcd_password_file.is_some(), "--etcd-password-file", "--etcd-user", self.user.is_some()),
         ] {
             if set && !given {
                 return Err(SettingError::missing(needs, format!("it beside {flag}, or neither")));
@@ -110,20 +122,36 @@ impl EtcdSettings {
         Some(endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest))
     }
 
+    /// The user and the password, as they are now.
     pub(super) fn credentials(&self) -> Result<Option<(String, String)>, SettingError> {
         let Some(user) = &self.user else { return Ok(None) };
         // As etcdctl has it: a password of its own leaves the user's name whole.
-        match (&self.password, user.split_once(':')) {
-            (Some(password), _) => Ok(Some((user.clone(), password.clone()))),
+        match (self.own_password()?, user.split_once(':')) {
+            (Some(password), _) => Ok(Some((user.clone(), password))),
             (None, Some((user, password))) => Ok(Some((user.to_owned(), password.to_owned()))),
             (None, None) => Err(SettingError::new(
                 "--etcd-user",
                 format!("{user:?}"),
-                "user:password, or --etcd-password",
+                "user:password, --etcd-password or --etcd-password-file",
             )),
         }
     }
 
+    /// The password that is given beside the user.
+    fn own_password(&self) -> Result<Option<String>, SettingError> {
+        let Some(file) = &self.etcd_password_file else { return Ok(self.password.clone()) };
+        let text = fs::read_to_string(file)
+            .map_err(|error| SettingError::caused("--etcd-password-file", file.display(), error))?;
+        let password = text.strip_suffix('\n').unwrap_or(&text);
+        Ok(Some(password.strip_suffix('\r').unwrap_or(password).to_owned()))
+    }
+
+    /// The files of certificates.
+    pub(super) fn certificates(&self) -> impl Iterator<Item = &Path> {
+        [&self.cacert, &self.cert].into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// How TLS is spoken, with the files as they are now; `None` where it is not.
     pub(super) fn tls(&self) -> Result<Option<TlsOptions>, SettingError> {
         let https = self.endpoints.iter().any(|url| url.starts_with("https://"));
         if !https && self.cacert.is_none() && self.cert.is_none() {
@@ -151,7 +179,41 @@ fn read(flag: &str, file: &Path) -> Result<Vec<u8>, SettingError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        etcd: EtcdSettings,
+    }
+
+    #[test]
+    fn a_password_is_taken_as_it_is_and_its_file_is_read_each_time() {
+        let parse = |flags: &[&str]| Cli::parse_from([&["test", "--etcd=h:1"], flags].concat()).etcd;
+        let is = |settings: &EtcdSettings, expected: &str| {
+            let (user, password) = settings.credentials().expect("they can be read").expect("there are some");
+            assert_eq!((user.as_str(), password.as_str()), ("me", expected));
+        };
+        is(&parse(&["--etcd-user=me:a:b $c \"d"]), "a:b $c \"d");
+        is(&parse(&["--etcd-user=me", "--etcd-password=a:b"]), "a:b");
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("password");
+        let settings = parse(&["--etcd-user=me", &format!("--etcd-password-file={}", file.display())]);
+        assert!(settings.credentials().is_err(), "there is no file");
+        for password in ["first", "second "] {
+            fs::write(&file, format!("{password}\n")).expect("a file");
+            is(&settings, password);
+        }
+    }
+
+    #[test]
+    fn no_password_is_shown() {
+        let settings =
+            Cli::parse_from(["test", "--etcd=h:1", "--etcd-user=me:hush", "--etcd-password=hush"]).etcd;
+        assert!(!format!("{settings:?}").contains("hush"));
+    }
 
     #[test]
     fn endpoints_are_urls_or_host_and_port() {

@@ -1,0 +1,205 @@
+//! One call to the store, and as many requests for it as it takes: to another member where one fails, beside the first
+//! where one does not answer, and again where the cluster has no leader for a moment.
+//!
+//! Every call through here may be repeated without harm. A request that was given up may still be applied later; whoever
+//! writes watches what it has written.
+
+use std::{sync::Arc, time::Duration};
+
+use etcd_client::Error;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::Instant;
+
+use super::{
+    error::{classify, is_answer, is_token_refused, timed_out},
+    login::TokenNumber,
+    members::{Connection, Member, Members},
+};
+use crate::{
+    process::{setting::SettingError, time::sleep_until},
+    store::StoreError,
+};
+
+/// How long a small request may go unanswered before it is sent to another member as well. A cluster that has lost its
+/// leader drops requests, and the next one finds the new leader.
+const SMALL_PATIENCE: Duration = Duration::from_millis(400);
+/// How often one call is sent: what is slow because there is too much to do gets no more of it.
+const MAX_REQUESTS: usize = 10;
+/// How long after every member has answered that it cannot do it now they are asked again.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+
+/// How large a call's answer may be: it decides how long one member is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Size {
+    /// A write, or a key that is read.
+    Small,
+    /// A page of a listing, or the opening of a watch.
+    Large,
+}
+
+/// Why a request did not succeed.
+enum Failed {
+    /// Its token was refused.
+    Token(TokenNumber, StoreError),
+    /// The member has answered that it cannot do this now.
+    NotNow(StoreError),
+    /// The member could not be reached, or did not answer.
+    Unreached(StoreError),
+    /// Nothing that another request would change.
+    Final(StoreError),
+}
+
+/// When to send a call's next request, and to whom.
+struct Plan {
+    /// The members that were asked in this round.
+    tried: Vec<Member>,
+    /// Whether one of them has answered.
+    has_answer: bool,
+    sent: usize,
+    next: Option<Instant>,
+    until: Instant,
+    /// How long a request may go unanswered before the next one, if there is another member.
+    patience: Option<Duration>,
+    has_logged_in: bool,
+}
+
+impl Plan {
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        self.sent < MAX_REQUESTS && now < self.until && self.next.is_some_and(|next| next <= now)
+    }
+
+    fn send(&mut self, member: Member) {
+        self.tried.push(member);
+        self.sent += 1;
+        self.next = self.patience.map(|patience| Instant::now() + patience);
+    }
+
+    fn begin_round(&mut self, after: Duration) {
+        self.tried.clear();
+        self.has_answer = false;
+        self.next = Some(Instant::now() + after);
+    }
+
+    fn hurry(&mut self) {
+        self.next = Some(Instant::now());
+    }
+}
+
+impl Members {
+    /// Runs a call.
+    pub(super) async fn call<T, F>(
+        self: &Arc<Self>,
+        size: Size,
+        request: impl Fn(Arc<Connection>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        if self.settings().endpoints.is_empty() {
+            return Err(SettingError::missing("--etcd", "one URL or more").into());
+        }
+        let mut plan = self.plan(size);
+        let mut requests = FuturesUnordered::new();
+        let mut failure = None;
+        loop {
+            if plan.is_due() {
+                match self.pick(&plan.tried) {
+                    Some(member) => {
+                        plan.send(member);
+                        requests.push(self.request(member, plan.until, &request));
+                    }
+                    None if !requests.is_empty() => plan.begin_round(plan.patience.unwrap_or(ROUND_PAUSE)),
+                    None if plan.has_answer => plan.begin_round(ROUND_PAUSE),
+                    None if plan.tried.is_empty() => return Err(failure.unwrap_or_else(|| self.failure())),
+                    None => plan.begin_round(Duration::ZERO),
+                }
+                continue;
+            }
+            if requests.is_empty() && (plan.sent >= MAX_REQUESTS || Instant::now() >= plan.until) {
+                return Err(failure.unwrap_or_else(|| self.failure()));
+            }
+            tokio::select! {
+                // A timer, and requests that stay where they are.
+                biased;
+                Some((member, answer)) = requests.next() => match answer {
+                    Ok(answer) => {
+                        if plan.sent > 1 {
+                            self.prefer(member);
+                        }
+                        return Ok(answer);
+                    }
+                    Err(Failed::Token(token, _)) if !plan.has_logged_in => {
+                        self.refuse(token);
+                        plan.has_logged_in = true;
+                        plan.begin_round(Duration::ZERO);
+                    }
+                    Err(Failed::Token(_, error) | Failed::Final(error)) => return Err(error),
+                    Err(Failed::NotNow(error)) => {
+                        failure = Some(error);
+                        plan.has_answer = true;
+                        plan.hurry();
+                    }
+                    Err(Failed::Unreached(error)) => {
+                        failure = Some(error);
+                        plan.hurry();
+                    }
+                },
+                () = sleep_until(plan.next) => {}
+            }
+        }
+    }
+
+    fn plan(&self, size: Size) -> Plan {
+        let now = Instant::now();
+        let patience = match size {
+            Size::Small => SMALL_PATIENCE.min(self.settings().dial_timeout),
+            Size::Large => self.settings().dial_timeout,
+        };
+        Plan {
+            tried: Vec::new(),
+            has_answer: false,
+            sent: 0,
+            next: Some(now),
+            until: now + self.settings().command_timeout,
+            patience: self.are_several().then_some(patience),
+            has_logged_in: false,
+        }
+    }
+
+    /// One request to one member.
+    async fn request<T, F>(
+        self: &Arc<Self>,
+        member: Member,
+        until: Instant,
+        request: &impl Fn(Arc<Connection>) -> F,
+    ) -> (Member, Result<T, Failed>)
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let connection = match self.connect(member).await {
+            Ok(connection) => connection,
+            Err(error @ StoreError::Unavailable { .. }) => return (member, Err(Failed::Unreached(error))),
+            Err(error) => return (member, Err(Failed::Final(error))),
+        };
+        let token = self.token();
+        let answer = match tokio::time::timeout_at(until, request(connection.clone())).await {
+            Ok(answer) => answer,
+            Err(_) => Err(timed_out("waiting for an answer")),
+        };
+        (member, answer.map_err(|error| self.failed(&connection, token, error)))
+    }
+
+    fn failed(&self, connection: &Connection, token: TokenNumber, error: Error) -> Failed {
+        let (is_token, is_answer) = (is_token_refused(&error), is_answer(&error));
+        match classify(&connection.endpoint, error) {
+            error if is_token => Failed::Token(token, error),
+            error @ StoreError::Unavailable { .. } if is_answer => Failed::NotNow(error),
+            error @ StoreError::Unavailable { .. } => {
+                self.leave(connection);
+                Failed::Unreached(error)
+            }
+            error => Failed::Final(error),
+        }
+    }
+}

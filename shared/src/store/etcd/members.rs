@@ -1,0 +1,295 @@
+//! The members of the cluster and the connections to them.
+//!
+//! Members are tried in an order that is random for each process. One is dialed at a time, whoever waits for it; one that
+//! could not be reached is left alone for a while, which grows and is random from nothing to its whole length, so that
+//! many processes do not come back at once. The first connection after a time without one wakes those who wait to try
+//! again.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use etcd_client::{Channel, Client, ConnectOptions};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use http::HeaderName;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+use tower::{ServiceExt, util::BoxCloneSyncService};
+
+use super::{
+    error::{again, classify, root, timed_out, unavailable},
+    login::{Login, TokenNumber},
+    pulse::Pulse,
+};
+use crate::{
+    process::backoff::Backoff,
+    store::{Recoveries, StoreError, settings::EtcdSettings},
+};
+
+/// How often a member is pinged while something is asked of it. etcd allows a ping every five seconds.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long it may take to answer the ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first and the longest time that a member is left alone which could not be reached.
+const DIAL_DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The header in which etcd looks for the token.
+const TOKEN_HEADER: HeaderName = HeaderName::from_static("token");
+
+/// A member, by its place among the endpoints.
+pub(super) type Member = usize;
+
+/// A connection to a member.
+pub(super) struct Connection {
+    pub(super) member: Member,
+    pub(super) endpoint: String,
+    pub(super) client: Client,
+    pulse: Mutex<Pulse>,
+    /// Cancelled when the member has not answered: every watch of it ends.
+    pub(super) hung: CancellationToken,
+}
+
+impl Connection {
+    /// Looks at, or notes, the member's signs of life.
+    pub(super) fn pulse<T>(&self, look: impl FnOnce(&mut Pulse) -> T) -> T {
+        look(&mut self.pulse.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The members of a cluster.
+#[derive(Debug)]
+pub(super) struct Members {
+    settings: EtcdSettings,
+    login: Login,
+    state: Mutex<State>,
+    /// One permit: one dial at a time.
+    dial: Semaphore,
+    /// Counts the connections that were the first after a time without.
+    recoveries: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Which member is tried first, second and so on.
+    order: Vec<Member>,
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    connection: Option<Arc<Connection>>,
+    dialing: Option<Dialing>,
+    backoff: Backoff,
+    /// Why the last dial failed, and until when there is no other.
+    failed: Option<(Instant, Arc<StoreError>)>,
+}
+
+type Dialing = Shared<BoxFuture<'static, Result<Arc<Connection>, Arc<StoreError>>>>;
+
+impl Slot {
+    fn new() -> Self {
+        let backoff = Backoff::new(DIAL_DELAYS.0, DIAL_DELAYS.1);
+        Self { connection: None, dialing: None, backoff, failed: None }
+    }
+
+    fn may_be_tried(&self, now: Instant) -> bool {
+        self.connection.is_some()
+            || self.dialing.is_some()
+            || self.failed.as_ref().is_none_or(|(until, _)| now >= *until)
+    }
+}
+
+impl Members {
+    pub(super) fn new(settings: EtcdSettings) -> Self {
+        let count = settings.endpoints.len();
+        let mut order: Vec<Member> = (0..count).collect();
+        fastrand::shuffle(&mut order);
+        let slots = (0..count).map(|_| Slot::new()).collect();
+        Self {
+            settings,
+            login: Login::default(),
+            state: Mutex::new(State { order, slots }),
+            dial: Semaphore::new(1),
+            recoveries: watch::Sender::new(0),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &EtcdSettings {
+        &self.settings
+    }
+
+    /// Whether there is another member to go to.
+    pub(super) fn are_several(&self) -> bool {
+        self.settings.endpoints.len() > 1
+    }
+
+    /// The first member in the order that is none of these and may be tried now.
+    pub(super) fn pick(&self, tried: &[Member]) -> Option<Member> {
+        let (state, now) = (self.state(), Instant::now());
+        let may_be_picked =
+            |member: &Member| !tried.contains(member) && state.slots[*member].may_be_tried(now);
+        state.order.iter().copied().find(may_be_picked)
+    }
+
+    /// Why no member may be tried.
+    pub(super) fn failure(&self) -> StoreError {
+        let state = self.state();
+        let failed = state.order.iter().find_map(|member| state.slots[*member].failed.as_ref());
+        match failed {
+            Some((_, error)) => again(error),
+            None => unavailable("any endpoint", "it was not dialed"),
+        }
+    }
+
+    /// The connection to a member, which is dialed where there is none.
+    pub(super) async fn connect(self: &Arc<Self>, member: Member) -> Result<Arc<Connection>, StoreError> {
+        let dialing = {
+            let mut state = self.state();
+            let slot = &mut state.slots[member];
+            if let Some(connection) = &slot.connection {
+                return Ok(connection.clone());
+            }
+            slot.dialing.get_or_insert_with(|| self.clone().start_dialing(member)).clone()
+        };
+        dialing.await.map_err(|error| again(&error))
+    }
+
+    /// Dials in a task of its own: it goes on also where nobody waits for it any more.
+    fn start_dialing(self: Arc<Self>, member: Member) -> Dialing {
+        let task = tokio::spawn(async move {
+            let dialed = self.dial(member).await.map_err(Arc::new);
+            self.dialed(member, &dialed);
+            dialed
+        });
+        let ended = |error| Err(Arc::new(unavailable("any endpoint", format!("dialing it ended: {error}"))));
+        task.map(move |dialed| dialed.unwrap_or_else(ended)).boxed().shared()
+    }
+
+    async fn dial(&self, member: Member) -> Result<Arc<Connection>, StoreError> {
+        let _permit = self.dial.acquire().await.expect("it is never closed");
+        let endpoint = self.settings.endpoints[member].clone();
+        let classified = |error| classify(&endpoint, error);
+        let timeout = self.settings.dial_timeout;
+        let channel = match tokio::time::timeout(timeout, self.channel(&endpoint)).await {
+            Ok(channel) => channel.map_err(|error| unavailable(&endpoint, error))?,
+            Err(_) => return Err(classified(timed_out("connecting"))),
+        };
+        // A member cut off from its peers ends its watches instead of keeping silent.
+        let options = ConnectOptions::new().with_require_leader(true);
+        let client = Client::from_channel(channel, Some(options)).await.map_err(classified)?;
+        let login = self.login.ensure(&client, &self.settings);
+        match tokio::time::timeout(self.settings.command_timeout, login).await {
+            Ok(logged_in) => logged_in.map_err(classified)?,
+            Err(_) => return Err(classified(timed_out("logging in"))),
+        }
+        let pulse = Mutex::new(Pulse::new(Instant::now()));
+        Ok(Arc::new(Connection { member, endpoint, client, pulse, hung: CancellationToken::new() }))
+    }
+
+    /// A channel to an endpoint, whose requests bear the token of the moment. Certificates are read anew.
+    async fn channel(&self, endpoint: &str) -> Result<Channel, String> {
+        let tls = self.settings.tls().map_err(|error| crate::process::error::one_line(&error))?;
+        let url = match (endpoint.contains("://"), &tls) {
+            (true, _) => endpoint.to_owned(),
+            (false, Some(_)) => format!("https://{endpoint}"),
+            (false, None) => format!("http://{endpoint}"),
+        };
+        let mut channel = Endpoint::from_shared(url).map_err(|error| root(&error))?;
+        if let Some(tls) = tls {
+            channel = channel.tls_config(tls).map_err(|error| root(&error))?;
+        }
+        let channel = channel
+            .connect_timeout(self.settings.dial_timeout)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect()
+            .await
+            .map_err(|error| root(&error))?;
+        let login = self.login.clone();
+        let channel = channel
+            .map_request(move |mut request: http::Request<tonic::body::Body>| {
+                request.headers_mut().extend(login.token().map(|token| (TOKEN_HEADER, token)));
+                request
+            })
+            .map_err(tower::BoxError::from);
+        Ok(Channel::Custom(BoxCloneSyncService::new(channel)))
+    }
+
+    fn dialed(&self, member: Member, dialed: &Result<Arc<Connection>, Arc<StoreError>>) {
+        let is_first = {
+            let mut state = self.state();
+            let is_first = state.slots.iter().all(|slot| slot.connection.is_none());
+            let slot = &mut state.slots[member];
+            slot.dialing = None;
+            match dialed {
+                Ok(connection) => {
+                    slot.backoff.reset();
+                    slot.failed = None;
+                    slot.connection = Some(connection.clone());
+                }
+                Err(error) => {
+                    let delay = slot.backoff.next_delay().mul_f64(fastrand::f64());
+                    slot.failed = Some((Instant::now() + delay, error.clone()));
+                }
+            }
+            is_first && dialed.is_ok()
+        };
+        if is_first {
+            self.recoveries.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The connections that are the first after a time without, from now on.
+    pub(super) fn recoveries(&self) -> Recoveries {
+        Recoveries::of(self.recoveries.subscribe())
+    }
+
+    /// Goes to another member next time: this one does not answer, or lags behind.
+    pub(super) fn leave(&self, left: &Connection) {
+        let mut state = self.state();
+        let slot = &mut state.slots[left.member];
+        if slot.connection.as_ref().is_some_and(|known| std::ptr::eq(&**known, left)) {
+            slot.connection = None;
+            state.order.retain(|member| *member != left.member);
+            state.order.push(left.member);
+        }
+    }
+
+    /// Goes to this member first from now on: it has answered where another has not.
+    pub(super) fn prefer(&self, preferred: Member) {
+        let mut state = self.state();
+        state.order.retain(|member| *member != preferred);
+        state.order.insert(0, preferred);
+    }
+
+    /// Which token is sent.
+    pub(super) fn token(&self) -> TokenNumber {
+        self.login.number()
+    }
+
+    /// Drops a token that etcd refuses, and the connections with it: the next one logs in.
+    pub(super) fn refuse(&self, token: TokenNumber) {
+        if self.login.number() == token {
+            self.login.forget(token);
+            self.state().slots.iter_mut().for_each(|slot| slot.connection = None);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
