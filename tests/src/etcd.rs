@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::netns::nsenter;
@@ -28,11 +29,13 @@ pub struct EtcdConfig {
     pub netns: Option<PathBuf>,
     /// Serves clients by TLS and asks for their certificates, signed by the same authority.
     pub tls: Option<Arc<Tls>>,
+    /// Further arguments.
+    pub extra: Vec<String>,
 }
 
 impl Default for EtcdConfig {
     fn default() -> Self {
-        Self { name: "etcd".to_owned(), listen_ip: Ipv4Addr::LOCALHOST.into(), netns: None, tls: None }
+        Self { name: "etcd".to_owned(), listen_ip: Ipv4Addr::LOCALHOST.into(), netns: None, tls: None, extra: Vec::new() }
     }
 }
 
@@ -113,6 +116,7 @@ impl Etcd {
             command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
             command.arg("--trusted-ca-file").arg(tls.ca()).arg("--client-cert-auth");
         }
+        command.args(&self.config.extra);
         if let Some(netns) = &self.config.netns {
             command = nsenter(netns, &command)?;
         }
@@ -204,6 +208,53 @@ impl Etcd {
         ensure!(self.process.is_none(), "{} still runs: stop it before wiping it", self.config.name);
         self.root_password = None;
         fs::remove_dir_all(self.dir.path().join("data")).context("cannot remove etcd's data")
+    }
+
+    /// Saves a snapshot of its data, and gives the file.
+    ///
+    /// # Errors
+    /// etcdctl fails.
+    pub fn snapshot(&self) -> Result<PathBuf> {
+        let file = self.dir.path().join("snapshot");
+        let path = file.to_str().context("a path in UTF-8")?;
+        self.etcdctl(&["snapshot", "save", path])?;
+        Ok(file)
+    }
+
+    /// Replaces the data of a member that does not run by those of a snapshot, as an operator would: under the same name
+    /// and addresses, so that the cluster's ID stays.
+    ///
+    /// # Errors
+    /// It runs, or etcdctl fails.
+    pub fn restore(&mut self, snapshot: &Path) -> Result<()> {
+        self.wipe()?;
+        let mut restore = tool::command("etcdctl")?;
+        restore.env("ETCDCTL_API", "3").args(["snapshot", "restore"]).arg(snapshot);
+        restore.args(["--name", &self.config.name, "--initial-cluster", &self.cluster]);
+        restore.args(["--initial-advertise-peer-urls", &format!("http://{}", self.address(1))]);
+        restore.arg("--data-dir").arg(self.dir.path().join("data"));
+        tool::run(&mut restore).map(drop)
+    }
+
+    /// Has a member that does not run serve with other certificates from its next start on.
+    pub fn set_tls(&mut self, tls: Arc<Tls>) {
+        self.config.tls = Some(tls);
+    }
+
+    /// Has the process hang (SIGSTOP) until it is resumed: its connections stay open.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn hang(&mut self) -> Result<()> {
+        self.process.as_mut().context("it does not run")?.signal(Signal::STOP)
+    }
+
+    /// Lets a process that hangs go on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn resume(&mut self) -> Result<()> {
+        self.process.as_mut().context("it does not run")?.signal(Signal::CONT)
     }
 
     /// Turns authentication on, with a user `root` of this password, whom [`Etcd::ctl`] uses from then on.

@@ -32,6 +32,7 @@ impl EtcdCluster {
             listen_ip: host.ip(),
             netns: host.netns().map(Path::to_owned),
             tls: None,
+            extra: Vec::new(),
         };
         Self::start_with(hosts.iter().map(config).collect())
     }

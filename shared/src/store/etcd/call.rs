@@ -22,11 +22,11 @@ use crate::{
 
 /// How long a small request may go unanswered before it is sent to another member as well. A cluster that has lost its
 /// leader drops requests, and the next one finds the new leader.
-const SMALL_PATIENCE: Duration = Duration::from_millis(400);
-/// How often one call is sent: what is slow because there is too much to do gets no more of it.
-const MAX_REQUESTS: usize = 10;
-/// How long after every member has answered that it cannot do it now they are asked again.
-const ROUND_PAUSE: Duration = Duration::from_millis(100);
+const SMALL_PATIENCE: Duration = Duration::from_millis(300);
+/// How many requests of one call may be unanswered: what is slow because there is too much to do gets no more of it.
+const MAX_UNANSWERED: usize = 10;
+/// How long after every member has answered that it cannot do it now they are asked again, at first and at most.
+const ROUND_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
 
 /// How large a call's answer may be: it decides how long one member is waited for.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,10 @@ struct Plan {
     tried: Vec<Member>,
     /// Whether one of them has answered.
     has_answer: bool,
-    sent: usize,
+    /// How long to wait before the next round of those who have.
+    pause: Duration,
+    unanswered: usize,
+    is_repeated: bool,
     next: Option<Instant>,
     until: Instant,
     /// How long a request may go unanswered before the next one, if there is another member.
@@ -66,19 +69,30 @@ struct Plan {
 impl Plan {
     fn is_due(&self) -> bool {
         let now = Instant::now();
-        self.sent < MAX_REQUESTS && now < self.until && self.next.is_some_and(|next| next <= now)
+        self.unanswered < MAX_UNANSWERED && now < self.until && self.next.is_some_and(|next| next <= now)
     }
 
     fn send(&mut self, member: Member) {
         self.tried.push(member);
-        self.sent += 1;
+        self.is_repeated |= self.unanswered > 0 || self.tried.len() > 1;
+        self.unanswered += 1;
         self.next = self.patience.map(|patience| Instant::now() + patience);
+    }
+
+    fn answered<T>(&mut self, answer: T) -> T {
+        self.unanswered -= 1;
+        answer
     }
 
     fn begin_round(&mut self, after: Duration) {
         self.tried.clear();
         self.has_answer = false;
         self.next = Some(Instant::now() + after);
+    }
+
+    fn begin_round_after_answers(&mut self) {
+        self.begin_round(self.pause);
+        self.pause = (self.pause * 3 / 2).min(ROUND_PAUSES.1);
     }
 
     fn hurry(&mut self) {
@@ -109,22 +123,22 @@ impl Members {
                         plan.send(member);
                         requests.push(self.request(member, plan.until, &request));
                     }
-                    None if !requests.is_empty() => plan.begin_round(plan.patience.unwrap_or(ROUND_PAUSE)),
-                    None if plan.has_answer => plan.begin_round(ROUND_PAUSE),
-                    None if plan.tried.is_empty() => return Err(failure.unwrap_or_else(|| self.failure())),
-                    None => plan.begin_round(Duration::ZERO),
+                    None if plan.has_answer => plan.begin_round_after_answers(),
+                    None if !plan.tried.is_empty() => plan.begin_round(Duration::ZERO),
+                    None if requests.is_empty() => return Err(failure.unwrap_or_else(|| self.failure())),
+                    None => plan.begin_round(plan.patience.unwrap_or(ROUND_PAUSES.0)),
                 }
                 continue;
             }
-            if requests.is_empty() && (plan.sent >= MAX_REQUESTS || Instant::now() >= plan.until) {
+            if requests.is_empty() && Instant::now() >= plan.until {
                 return Err(failure.unwrap_or_else(|| self.failure()));
             }
             tokio::select! {
                 // A timer, and requests that stay where they are.
                 biased;
-                Some((member, answer)) = requests.next() => match answer {
+                Some((member, answer)) = requests.next() => match plan.answered(answer) {
                     Ok(answer) => {
-                        if plan.sent > 1 {
+                        if plan.is_repeated {
                             self.prefer(member);
                         }
                         return Ok(answer);
@@ -159,7 +173,9 @@ impl Members {
         Plan {
             tried: Vec::new(),
             has_answer: false,
-            sent: 0,
+            pause: ROUND_PAUSES.0,
+            unanswered: 0,
+            is_repeated: false,
             next: Some(now),
             until: now + self.settings().command_timeout,
             patience: self.are_several().then_some(patience),

@@ -46,6 +46,12 @@ pub(super) fn is_token_refused(error: &Error) -> bool {
         || TOKEN_REFUSALS.iter().any(|refusal| status.message().contains(refusal))
 }
 
+/// Whether a watch was ended because its user may not have it, or its token was refused.
+pub(super) fn is_denial(cancel_reason: &str) -> bool {
+    cancel_reason.contains("permission denied")
+        || TOKEN_REFUSALS.iter().any(|refusal| cancel_reason.contains(refusal))
+}
+
 /// Whether etcd has no users: it takes every call without a token.
 pub(super) fn is_auth_disabled(error: &Error) -> bool {
     let Error::GRpcStatus(status) = error else { return false };

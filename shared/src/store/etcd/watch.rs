@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     convert::{batch, position},
-    error::{classify, place, unavailable},
+    error::{classify, is_denial, place, unavailable},
     members::{Connection, Members},
     pulse::Check,
 };
@@ -144,7 +144,7 @@ fn changes(connection: &Connection, answer: &WatchResponse) -> Result<Option<Bat
     }
     if answer.canceled() {
         let (endpoint, reason) = (&connection.endpoint, answer.cancel_reason());
-        return Err(if reason.contains("permission denied") || reason.contains("auth token") {
+        return Err(if is_denial(reason) {
             StoreError::Denied { place: place(endpoint), message: reason.to_owned() }
         } else {
             unavailable(endpoint, format!("it ended the watch: {reason}"))

@@ -1,47 +1,16 @@
-//! The store's contract on real etcd, and what only etcd can do: members that fail, certificates, users.
+//! The store's contract on real etcd, and members that fail or lag behind.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use futures_util::StreamExt;
 use rollcall_shared::{
     process::error::one_line,
-    store::{
-        KeyRange, Op, Position, Revision, Store, StoreError, conformance, etcd::EtcdStore,
-        settings::EtcdSettings,
-    },
+    store::{Position, Revision, Store, StoreError, conformance},
 };
 use rollcall_tests::{Etcd, EtcdCluster, EtcdConfig, Tls};
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    etcd: EtcdSettings,
-}
-
-/// A store with the settings that the command line would give it.
-fn store(endpoints: &[String], flags: &[&str]) -> Result<EtcdStore> {
-    let etcd = format!("--etcd={}", endpoints.join(","));
-    let Cli { etcd } = Cli::try_parse_from(["test", &etcd].iter().chain(flags))?;
-    Ok(EtcdStore::new(etcd)?)
-}
-
-fn range() -> KeyRange {
-    KeyRange::folder("/a/".to_owned())
-}
-
-/// Commits one write, and gives where the store is then.
-async fn commit(store: &EtcdStore, key: &str) -> Result<Position> {
-    let revisions = store.commit(&put(key), None, None).await?;
-    let position = store.list(&range()).await?.position;
-    assert_eq!(revisions, [position.revision]);
-    Ok(position)
-}
-
-fn put(key: &str) -> [Op; 1] {
-    [Op::Put { key: key.to_owned(), value: b"value".to_vec() }]
-}
+use super::{commit, put, range, store};
 
 #[tokio::test]
 async fn a_single_etcd_keeps_the_contract() -> Result<()> {
