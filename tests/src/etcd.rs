@@ -35,7 +35,13 @@ pub struct EtcdConfig {
 
 impl Default for EtcdConfig {
     fn default() -> Self {
-        Self { name: "etcd".to_owned(), listen_ip: Ipv4Addr::LOCALHOST.into(), netns: None, tls: None, extra: Vec::new() }
+        Self {
+            name: "etcd".to_owned(),
+            listen_ip: Ipv4Addr::LOCALHOST.into(),
+            netns: None,
+            tls: None,
+            extra: Vec::new(),
+        }
     }
 }
 

@@ -23,11 +23,8 @@ impl TcpProxy {
     pub fn start(url: &str) -> Result<Self> {
         let target: SocketAddr = url.rsplit('/').next().unwrap_or_default().parse().context("host:port")?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let proxy = Self {
-            address: listener.local_addr()?,
-            connections: Arc::default(),
-            accepted: Arc::default(),
-        };
+        let proxy =
+            Self { address: listener.local_addr()?, connections: Arc::default(), accepted: Arc::default() };
         let (connections, accepted) = (proxy.connections.clone(), proxy.accepted.clone());
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {

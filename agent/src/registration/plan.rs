@@ -8,6 +8,7 @@ use itertools::{
 };
 use rollcall_shared::{
     reflector::Held,
+    session::{Due, Refusals},
     store::{LeaseId, Op},
 };
 use tokio::time::Instant;
@@ -31,7 +32,7 @@ pub struct SignalReports {
 pub enum Next {
     /// Write these.
     Write(Vec<Op>),
-    /// There is something to write, but not before then: the last write failed.
+    /// There is something to write, but not before then: it failed when it was tried last.
     WaitUntil(Instant),
     /// The store is as it should be, as far as is known.
     Idle,
@@ -48,6 +49,8 @@ pub struct Planner {
     pub observed: Observed,
     /// When a write that failed may be tried again.
     pub retry_at: Option<Instant>,
+    /// The writes that the store refuses.
+    pub refusals: Refusals,
 }
 
 impl Planner {
@@ -58,7 +61,7 @@ impl Planner {
     }
 
     /// What to do next, under this lease.
-    pub fn next(&self, lease: LeaseId, now: Instant) -> Next {
+    pub fn next(&mut self, lease: LeaseId, now: Instant) -> Next {
         if !self.is_ready() {
             return Next::Idle;
         }
@@ -66,10 +69,11 @@ impl Planner {
         let (wanted, kinds): (Vec<&Values>, Vec<Kind>) = kinds.unzip();
         let observed = kinds.iter().flat_map(|kind| self.observed.held(*kind));
         let ops = plan(wanted.into_iter().flatten(), observed, lease);
-        match self.retry_at {
-            _ if ops.is_empty() => Next::Idle,
-            Some(at) if now < at => Next::WaitUntil(at),
-            Some(_) | None => Next::Write(ops),
+        match (self.refusals.choose(ops, now), self.retry_at) {
+            (Due::Nothing, _) => Next::Idle,
+            (Due::At(at), _) => Next::WaitUntil(at),
+            (Due::Now(_), Some(at)) if now < at => Next::WaitUntil(at),
+            (Due::Now(ops), _) => Next::Write(ops),
         }
     }
 
@@ -160,7 +164,13 @@ mod tests {
     fn planner() -> Planner {
         let keys: Keys = "/rollcall".parse().expect("a prefix");
         let desired = Desired::new(policy(), keys);
-        Planner { desired, reports: None, observed: observed(), retry_at: None }
+        Planner {
+            desired,
+            reports: None,
+            observed: observed(),
+            retry_at: None,
+            refusals: Refusals::default(),
+        }
     }
 
     fn list_nothing(planner: &mut Planner) {
@@ -179,7 +189,7 @@ mod tests {
         planner
     }
 
-    fn writes(planner: &Planner) -> Vec<Op> {
+    fn writes(planner: &mut Planner) -> Vec<Op> {
         match planner.next(LEASE, Instant::now()) {
             Next::Write(ops) => ops,
             Next::WaitUntil(_) | Next::Idle => Vec::new(),
@@ -197,17 +207,17 @@ mod tests {
         planner.observed.apply(Kind::Instances, stale);
         assert_eq!(planner.next(LEASE, Instant::now()), Next::Idle, "it is not known what runs");
         planner.desired.update(running());
-        assert_eq!(writes(&planner).len(), 2);
+        assert_eq!(writes(&mut planner).len(), 2);
     }
 
     #[test]
     fn a_key_under_another_lease_is_put_again_and_one_under_ours_is_left_alone() {
         let mut planner = ready();
-        let [Op::Put { key, value }] = &writes(&planner)[..] else { panic!("one instance is put") };
+        let [Op::Put { key, value }] = &writes(&mut planner)[..] else { panic!("one instance is put") };
         for (lease, expected) in [(FORMER_LEASE, 1), (LEASE, 0)] {
             let listed = listing(&[(key, value, lease)], 2, Cause::Compacted);
             planner.observed.apply(Kind::Instances, listed);
-            assert_eq!(writes(&planner).len(), expected);
+            assert_eq!(writes(&mut planner).len(), expected);
         }
     }
 
@@ -217,10 +227,10 @@ mod tests {
         let (acks, receivers) = ("/rollcall/acks/h1/c/t", "/rollcall/receivers/h1/c/t");
         planner.observed.apply(Kind::Acks, listing(&[(acks, b"1", LEASE)], 2, Cause::Compacted));
         planner.observed.apply(Kind::Receivers, listing(&[(receivers, b"1", LEASE)], 2, Cause::Compacted));
-        assert_eq!(writes(&planner).len(), 1, "the instance");
+        assert_eq!(writes(&mut planner).len(), 1, "the instance");
         let reports = Values::from([(acks.to_owned(), b"1".to_vec())]);
         planner.reports = Some(Arc::new(SignalReports { acks: reports, receivers: Values::new() }));
-        let ops = writes(&planner);
+        let ops = writes(&mut planner);
         assert!(matches!(&ops[..], [Op::Put { .. }, Op::Delete { key }] if key == receivers), "{ops:?}");
     }
 

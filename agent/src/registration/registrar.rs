@@ -16,7 +16,7 @@ use rollcall_shared::{
         time::sleep_until,
     },
     reflector::Updates,
-    session::{Session, keeper::SessionHandle},
+    session::{Refusals, Session, keeper::SessionHandle},
     store::{KeyRange, Op, Revision, Store, StoreError},
 };
 use tokio::{sync::watch, time::Instant};
@@ -63,6 +63,10 @@ pub struct Inputs {
 /// Describes the registrar's metrics.
 pub fn describe_metrics() {
     metrics::describe_gauge!("rollcall_agent_instances", "Instances that this host should have registered");
+    metrics::describe_gauge!(
+        "rollcall_agent_refused_writes",
+        "Writes that the store refuses; each is tried again alone"
+    );
     metrics::describe_counter!("rollcall_agent_writes_total", "Keys that were written to the store");
     metrics::describe_histogram!(
         "rollcall_agent_commit_duration_seconds",
@@ -86,6 +90,7 @@ impl Registrar {
             reports: None,
             observed: Observed::new(keys, &node),
             retry_at: None,
+            refusals: Refusals::default(),
         };
         Self {
             store,
@@ -100,6 +105,7 @@ impl Registrar {
     /// Runs until it is dropped.
     pub async fn run(mut self) {
         let mut session = self.inputs.sessions.session();
+        let mut recoveries = self.store.recoveries();
         loop {
             let wake_at = match &session {
                 None => None,
@@ -108,7 +114,10 @@ impl Registrar {
                         self.write(session, ops).await;
                         continue;
                     }
-                    Next::WaitUntil(at) => Some(at),
+                    Next::WaitUntil(at) => {
+                        self.report();
+                        Some(at)
+                    }
                     Next::Idle => {
                         self.report();
                         None
@@ -130,15 +139,31 @@ impl Registrar {
                 Some(update) = self.inputs.receivers.recv() => {
                     self.planner.observed.apply(Kind::Receivers, update);
                 }
+                () = recoveries.next() => self.planner.retry_at = None,
                 () = sleep_until(wake_at) => {}
             }
         }
     }
 
-    /// Reports that there is nothing to write.
+    /// Reports that there is nothing to write now.
     fn report(&self) {
-        if self.planner.is_ready() {
-            self.part.ready();
+        let set_aside = self.planner.refusals.set_aside();
+        metrics::gauge!("rollcall_agent_refused_writes").set(set_aside.len() as f64);
+        if !self.planner.is_ready() || self.planner.retry_at.is_some() {
+            return;
+        }
+        // What is too large is one container's doing. Anything else is the store's, or a role's.
+        let worst =
+            set_aside.iter().max_by_key(|(_, write)| !matches!(write.error, StoreError::TooLarge { .. }));
+        let Some((key, write)) = worst else { return self.part.ready() };
+        let more = match set_aside.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        let reason = format!("cannot write {key}{more}: {}", one_line(&write.error));
+        match write.error {
+            StoreError::TooLarge { .. } => self.part.noted(reason),
+            _ => self.part.failed(reason),
         }
     }
 
@@ -172,6 +197,7 @@ impl Registrar {
                 metrics::counter!("rollcall_agent_writes_total").increment(ops.len() as u64);
                 ops.iter().for_each(|op| self.log(op));
             }
+            Err(error) if Refusals::is_refusal(&error) => self.on_refused(&ops, error),
             Err(error) => self.on_failed(session, &error),
         }
     }
@@ -179,8 +205,19 @@ impl Registrar {
     fn on_written(&mut self, session: &Session, ops: &[Op], revisions: Vec<Revision>) {
         self.backoff.reset();
         self.planner.retry_at = None;
+        self.planner.refusals.taken(ops);
         for (op, revision) in ops.iter().zip(revisions) {
             self.planner.observed.on_written(op.clone(), session.lease(), revision);
+        }
+    }
+
+    /// One that is refused alone is set aside, named, and tried again; the others go on.
+    fn on_refused(&mut self, ops: &[Op], error: StoreError) {
+        let reason = one_line(&error);
+        if self.planner.refusals.refused(ops, error, Instant::now())
+            && let [op] = ops
+        {
+            tracing::warn!(key = op.key(), reason, "the store refuses this write: set aside");
         }
     }
 

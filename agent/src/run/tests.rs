@@ -108,6 +108,8 @@ struct GatedStore {
     is_claim_silent: bool,
     /// How many commits of instances were tried.
     commits: Arc<AtomicUsize>,
+    /// How many times a lease was kept alive.
+    keep_alives: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -117,6 +119,39 @@ struct Gates {
     commit: Gate,
     /// Of listings of the consumers' records.
     consumers: Gate,
+    /// Which puts are refused.
+    refused: Refused,
+}
+
+/// Which puts of instances a store refuses, and as what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Refused {
+    #[default]
+    Nothing,
+    /// Those with this text, as too large.
+    TooLarge(&'static str),
+    /// All, as there is no space left.
+    NoSpace,
+}
+
+impl Refused {
+    fn check(self, ops: &[Op]) -> Result<(), StoreError> {
+        let (place, put) = ("the gate".to_owned(), |needle: &str| {
+            ops.iter().any(|op| match op {
+                Op::Put { value, .. } => String::from_utf8_lossy(value).contains(needle),
+                Op::Delete { .. } => false,
+            })
+        });
+        match self {
+            Refused::TooLarge(needle) if put(needle) => {
+                Err(StoreError::TooLarge { place, message: "request is too large".to_owned() })
+            }
+            Refused::NoSpace if put("") => {
+                Err(StoreError::Refused { place, message: "database space exceeded".to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -129,8 +164,12 @@ enum Gate {
 
 impl GatedStore {
     fn new(store: &MemoryStore) -> Self {
-        let (store, gates, commits) = (store.clone(), watch::Sender::default(), Arc::default());
-        Self { store, gates, is_claim_silent: false, commits }
+        let (store, gates) = (store.clone(), watch::Sender::default());
+        Self { store, gates, is_claim_silent: false, commits: Arc::default(), keep_alives: Arc::default() }
+    }
+
+    fn refuse(&self, refused: Refused) {
+        self.gates.send_modify(|gates| gates.refused = refused);
     }
 
     fn set_grant(&self, gate: Gate) {
@@ -166,6 +205,7 @@ impl Store for GatedStore {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.keep_alives.fetch_add(1, Ordering::Relaxed);
         self.store.keep_alive(lease).await
     }
 
@@ -186,6 +226,8 @@ impl Store for GatedStore {
         if ops.iter().any(|op| instances().contains(op.key())) {
             self.commits.fetch_add(1, Ordering::Relaxed);
             self.pass(|gates| gates.commit).await?;
+            let refused = self.gates.borrow().refused;
+            refused.check(ops)?;
         }
         self.store.commit(ops, lease, guard).await
     }

@@ -26,9 +26,11 @@ mod session;
 mod decision;
 pub mod error;
 pub mod keeper;
+pub mod refusals;
 pub mod settings;
 
 pub use error::KeeperError;
 pub use keeper::{Keeper, OnExit};
+pub use refusals::{Due, Refusals};
 pub use session::Session;
 pub use settings::LeaseSettings;

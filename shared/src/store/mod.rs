@@ -248,7 +248,7 @@ pub type Watch = BoxStream<'static, Result<Batch, StoreError>>;
 /// Why the store did not do what was asked.
 ///
 /// `Unavailable` is worth a retry as it is. After `LeaseNotFound` a new lease is needed, after `Compacted` and
-/// `WentBack` a new listing. `Denied`, `Refused` and `Setting` stay so until someone changes a setting, here or in the
+/// `WentBack` a new listing. `Denied`, `Refused`, `TooLarge` and `Setting` stay so until someone changes a setting, here or in the
 /// store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -291,6 +291,14 @@ pub enum StoreError {
     /// The store does not take the request, and would not when asked again.
     #[error("{place}: {message}")]
     Refused {
+        /// The member that was asked.
+        place: String,
+        /// What it said.
+        message: String,
+    },
+    /// The request is larger than the store takes.
+    #[error("{place}: {message}")]
+    TooLarge {
         /// The member that was asked.
         place: String,
         /// What it said.

@@ -28,8 +28,10 @@ async fn writes_go_on_within_half_a_second_of_the_cluster_taking_them_again() ->
         let leader = leader(&cluster)?;
         let others: Vec<usize> = (0..3).filter(|member| *member != leader).collect();
         // What an unhurried client sees at the members that are left: one write after the other, none waited for long.
-        let probes: Vec<_> =
-            others.iter().map(|member| store(&[cluster.member(*member).endpoint()], &[])).collect::<Result<_>>()?;
+        let probes: Vec<_> = others
+            .iter()
+            .map(|member| store(&[cluster.member(*member).endpoint()], &[]))
+            .collect::<Result<_>>()?;
         for probe in &probes {
             commit(probe, "/a/probe").await?;
         }
@@ -62,7 +64,9 @@ async fn writes_go_on_within_half_a_second_of_the_cluster_taking_them_again() ->
         };
         let both = async { tokio::join!(taken, written) };
         let (taken, written) = tokio::time::timeout(TIMEOUT, both).await?;
-        println!("the leader was killed: {is_killed}, writes were taken after {taken:?}, ours after {written:?}");
+        println!(
+            "the leader was killed: {is_killed}, writes were taken after {taken:?}, ours after {written:?}"
+        );
         ensure!(written < taken + BOUND, "killed: {is_killed}, {written:?} after {taken:?}");
         if !is_killed {
             cluster.member_mut(leader).resume()?;

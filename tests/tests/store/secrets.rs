@@ -124,7 +124,9 @@ async fn a_password_that_was_changed_is_read_again_from_its_file() -> Result<()>
 #[tokio::test]
 async fn passwords_with_punctuation_log_in() -> Result<()> {
     let etcd = with_users(&[])?;
-    for (number, password) in ["a:b", "$HOME", "say \"hi\"", "a space", "it's", "back\\slash", "ü"].iter().enumerate() {
+    for (number, password) in
+        ["a:b", "$HOME", "say \"hi\"", "a space", "it's", "back\\slash", "ü"].iter().enumerate()
+    {
         let user = format!("user{number}");
         etcd.etcdctl(&["user", "add", &format!("{user}:{password}")])?;
         etcd.etcdctl(&["user", "grant-role", &user, "root"])?;
@@ -140,7 +142,8 @@ async fn passwords_with_punctuation_log_in() -> Result<()> {
 
 #[tokio::test]
 async fn certificates_that_were_rotated_on_disk_are_used_at_the_next_connection() -> Result<()> {
-    let (old, new, dir) = (Arc::new(Tls::generate(&[])?), Arc::new(Tls::generate(&[])?), tempfile::tempdir()?);
+    let (old, new, dir) =
+        (Arc::new(Tls::generate(&[])?), Arc::new(Tls::generate(&[])?), tempfile::tempdir()?);
     let install = |tls: &Tls| -> Result<()> {
         for name in ["ca.pem", "cert.pem", "key.pem"] {
             fs::copy(tls.client_dir().join(name), dir.path().join(name))?;
@@ -149,7 +152,8 @@ async fn certificates_that_were_rotated_on_disk_are_used_at_the_next_connection(
     };
     install(&old)?;
     let mut etcd = Etcd::start_with(EtcdConfig { tls: Some(old), ..EtcdConfig::default() })?;
-    let flag = |name: &str, file: &str| format!("--etcd-{name}={}", Path::new(dir.path()).join(file).display());
+    let flag =
+        |name: &str, file: &str| format!("--etcd-{name}={}", Path::new(dir.path()).join(file).display());
     let flags = [flag("cacert", "ca.pem"), flag("cert", "cert.pem"), flag("key", "key.pem")];
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let store = store(&[etcd.endpoint()], &flags)?;

@@ -26,15 +26,8 @@ enum Call {
 }
 
 impl Call {
-    const ALL: [Call; 7] = [
-        Call::Grant,
-        Call::Claim,
-        Call::List,
-        Call::Commit,
-        Call::Watch,
-        Call::KeepAlive,
-        Call::Revoke,
-    ];
+    const ALL: [Call; 7] =
+        [Call::Grant, Call::Claim, Call::List, Call::Commit, Call::Watch, Call::KeepAlive, Call::Revoke];
 
     async fn make(self, store: &EtcdStore, lease: LeaseId, position: Position) -> Result<(), StoreError> {
         match self {

@@ -297,3 +297,96 @@ async fn a_quiet_host_writes_nothing_and_lists_docker_once_a_refresh() {
     let after = [Call::List, Call::Inspect].map(|call| engine.calls(&call));
     assert_eq!(after, [before[0] + 10, before[1]]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_the_store_refuses_is_named_and_holds_nobody_up() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let gated = GatedStore::new(&store);
+    gated.refuse(Refused::TooLarge("greedy"));
+    engine.put(&web("old"));
+    let agent = Running::start(gated.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.start(&web("greedy"));
+    engine.start(&web("new"));
+    engine.die(&web("old"));
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["new"], "the others come and go");
+    let note = agent.condition(registration::PART);
+    assert!(agent.readiness.conditions().is_ready(), "{note}");
+    assert!(note.to_string().contains("cannot write /rollcall/instances/h1/"), "{note}");
+    let before = gated.commits.load(Ordering::Relaxed);
+    pass(Duration::from_secs(20)).await;
+    let tries = gated.commits.load(Ordering::Relaxed) - before;
+    assert!((1..=6).contains(&tries), "{tries} tries in 20 s");
+    gated.refuse(Refused::Nothing);
+    pass(Duration::from_secs(120)).await;
+    assert_eq!(registered(&store).await, ["greedy", "new"]);
+    assert_eq!(agent.condition(registration::PART), Condition::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_without_space_still_has_what_ended_withdrawn() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let gated = GatedStore::new(&store);
+    for name in ["a", "b", "c"] {
+        engine.put(&web(name));
+    }
+    let agent = Running::start(gated.clone(), &engine);
+    pass(AT_ONCE).await;
+    gated.refuse(Refused::NoSpace);
+    engine.start(&web("d"));
+    engine.start(&web("e"));
+    engine.die(&web("a"));
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["b", "c"]);
+    let Condition::Failed(reason) = agent.condition(registration::PART) else { panic!("it cannot write") };
+    assert!(reason.contains("database space exceeded"), "{reason}");
+    gated.refuse(Refused::Nothing);
+    pass(Duration::from_secs(10)).await;
+    assert_eq!(registered(&store).await, ["b", "c", "d", "e"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_keeps_failing_is_tried_rarely_and_delays_no_keep_alive() {
+    for refused in [Refused::Nothing, Refused::NoSpace] {
+        let (store, engine) = (MemoryStore::new(), engine());
+        let gated = GatedStore::new(&store);
+        engine.put(&web("old"));
+        let _agent = Running::start(gated.clone(), &engine);
+        pass(AT_ONCE).await;
+        match refused {
+            Refused::Nothing => gated.set_commit(Gate::Fails),
+            refused => gated.refuse(refused),
+        }
+        engine.start(&web("new"));
+        let lease = entries(&store, &instances()).await[0].lease;
+        let (commits, keep_alives) = (&gated.commits, &gated.keep_alives);
+        let before = (commits.load(Ordering::Relaxed), keep_alives.load(Ordering::Relaxed));
+        pass(LEASE.ttl * 5).await;
+        let tries = commits.load(Ordering::Relaxed) - before.0;
+        assert!(tries < 100, "{tries} tries in five minutes");
+        assert_eq!(keep_alives.load(Ordering::Relaxed) - before.1, 10, "one each refresh");
+        assert_eq!(entries(&store, &instances()).await[0].lease, lease, "the lease was never lost");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_again_is_written_to_at_once_however_long_it_was_away() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("old"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    for outage in [Duration::from_secs(50), LEASE.ttl * 10] {
+        let empty = MemoryStore::new().backup();
+        store.set_down(true);
+        engine.start(&web("new"));
+        pass(outage).await;
+        store.set_down(false);
+        // Where the lease was lost, agents come back at random moments within half a second.
+        pass(Duration::from_millis(600)).await;
+        assert_eq!(registered(&store).await, ["new", "old"], "after {outage:?}");
+        store.restore(empty);
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(registered(&store).await, ["new", "old"], "it was wiped");
+    }
+}

@@ -76,9 +76,12 @@ pub(super) fn classify(endpoint: &str, error: Error) -> StoreError {
                 code::INVALID_ARGUMENT if message.contains("auth") || message.contains("user") => {
                     StoreError::Denied { place, message }
                 }
+                code::INVALID_ARGUMENT | code::RESOURCE_EXHAUSTED if is_too_large(&message) => {
+                    StoreError::TooLarge { place, message }
+                }
                 code::INVALID_ARGUMENT => StoreError::Refused { place, message },
                 code::OUT_OF_RANGE if message.contains("compacted") => StoreError::Compacted,
-                // The request or the database is too large.
+                // The database is full.
                 code::RESOURCE_EXHAUSTED if !message.contains("too many requests") => {
                     StoreError::Refused { place, message }
                 }
@@ -92,6 +95,11 @@ pub(super) fn classify(endpoint: &str, error: Error) -> StoreError {
         Error::InvalidUri(error) => StoreError::Refused { place, message: error.to_string() },
         error => StoreError::Unavailable { place, source: error.into() },
     }
+}
+
+/// By etcd's own limit, or by gRPC's before it.
+fn is_too_large(message: &str) -> bool {
+    message.contains("request is too large") || message.contains("message larger than max")
 }
 
 /// What a status says: etcd's own words, or the last cause, which names a refused connection or a bad certificate.
@@ -155,6 +163,7 @@ mod tests {
             StoreError::Denied { .. } => "denied",
             StoreError::Refused { .. } => "refused",
             StoreError::Unavailable { .. } => "unavailable",
+            StoreError::TooLarge { .. } => "too large",
             StoreError::LeaseNotFound => "no lease",
             _ => "another",
         };
@@ -166,7 +175,8 @@ mod tests {
                 "etcdserver: authentication failed, invalid user ID or password",
                 "denied",
             ),
-            (Code::InvalidArgument, "etcdserver: request is too large", "refused"),
+            (Code::InvalidArgument, "etcdserver: request is too large", "too large"),
+            (Code::ResourceExhausted, "grpc: received message larger than max (9 vs. 8)", "too large"),
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "refused"),
             (Code::ResourceExhausted, "etcdserver: too many requests", "unavailable"),
             (Code::Unavailable, "etcdserver: no leader", "unavailable"),
