@@ -293,3 +293,63 @@ async fn a_stop_ends_it_in_bounded_time_whatever_it_waits_for() {
     held.stop().await;
     assert!(begun.elapsed() <= SHUTDOWN_TIMEOUT);
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restore_a_predecessors_old_record_is_replaced_without_asking() {
+    let store = MemoryStore::new();
+    let mut predecessor = Running::start(&store, "engine");
+    predecessor.session().await;
+    let backup = store.backup();
+    predecessor.stop().await;
+    let mut keeper = Running::start(&store, "engine");
+    let before = keeper.session().await;
+    store.restore(backup);
+    pass(CHALLENGE_TIMEOUT / 2).await;
+    let after = keeper.session().await;
+    assert_ne!(after, before);
+    after.commit(&store, &put(OTHER_KEY)).await.expect("it is ours again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restore_another_owners_old_record_is_waited_for() {
+    let store = MemoryStore::new();
+    let mut former = Running::start(&store, "former engine");
+    former.session().await;
+    let backup = store.backup();
+    former.stop().await;
+    let mut keeper = Running::start(&store, "engine");
+    keeper.session().await;
+    store.restore(backup);
+    pass(LEASE.ttl / 2).await;
+    let conditions = keeper.readiness.conditions();
+    let reason = conditions.reason("claim").expect("it waits");
+    assert!(reason.contains("waiting for its lease to end"), "{reason}");
+    pass(LEASE.ttl).await;
+    assert!(keeper.readiness.conditions().is_ready());
+    keeper.session().await.commit(&store, &put(OTHER_KEY)).await.expect("it is ours again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_changes_is_put_under_the_same_lease_and_claim() {
+    let store = MemoryStore::new();
+    let claim = Claim::new("engine".to_owned(), LEASE.ttl.as_secs());
+    let record = NodeRecord { v: V1, claim, advertise: None };
+    let name = ("h1".to_owned(), KEY.to_owned());
+    let readiness = Readiness::default();
+    let (keeper, mut handle) =
+        Keeper::new(Arc::new(store.clone()), name, record.clone(), LEASE, OnExit::Revoke, &readiness);
+    let records = keeper.records();
+    let task = tokio::spawn(keeper.run(CancellationToken::new()));
+    handle.changed().await;
+    let before = handle.session().expect("a session");
+    before.commit(&store, &put(OTHER_KEY)).await.expect("it is ours");
+    records.send_replace(NodeRecord { advertise: Some("10.0.0.9".to_owned()), ..record.clone() });
+    pass(Duration::from_millis(1)).await;
+    let after = handle.session().expect("a session");
+    assert_eq!(after.lease(), before.lease());
+    let stored = entry(&store, KEY).await.expect("a claim");
+    let stored = codec::decode::<NodeRecord>(&stored.value).expect("a record");
+    assert_eq!((stored.advertise.as_deref(), &stored.claim), (Some("10.0.0.9"), &record.claim));
+    after.commit(&store, &put(OTHER_KEY)).await.expect("it is still ours");
+    task.abort();
+}

@@ -293,3 +293,97 @@ impl std::fmt::Debug for Connection {
         f.debug_struct("Connection").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use clap::Parser;
+    use futures_util::future::join_all;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        etcd: EtcdSettings,
+    }
+
+    fn members(endpoints: &str) -> Arc<Members> {
+        Arc::new(Members::new(Cli::parse_from(["test", "--etcd", endpoints]).etcd))
+    }
+
+    /// A member that takes connections and never says a word.
+    async fn silent_member() -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (address, accepted) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+        let counted = accepted.clone();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                held.push(connection);
+            }
+        });
+        (address.to_string(), accepted)
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_connection_waits_for_the_same_one() {
+        let (address, accepted) = silent_member().await;
+        let members = members(&address);
+        let connected = join_all((0..7).map(|_| members.connect(0))).await;
+        let first = connected[0].as_ref().expect("a connection");
+        assert!(connected.iter().all(|other| other.as_ref().is_ok_and(|other| Arc::ptr_eq(other, first))));
+        assert_eq!(accepted.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_member_that_cannot_be_reached_is_left_alone_for_longer_and_longer() {
+        // Nobody listens at this port.
+        let members = members("127.0.0.1:1");
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            // As if the pause were over.
+            members.state().slots[0].failed = None;
+            members.connect(0).await.expect_err("nobody listens");
+            let state = members.state();
+            let (until, _) = state.slots[0].failed.as_ref().expect("it has failed");
+            pauses.push(until.duration_since(Instant::now()));
+            assert!(
+                !state.slots[0].may_be_tried(Instant::now())
+                    || pauses.last() < Some(&Duration::from_millis(9))
+            );
+        }
+        assert!(pauses[..3].iter().all(|pause| *pause < Duration::from_secs(1)), "{pauses:?}");
+        assert!(pauses.iter().max() > Some(&Duration::from_secs(1)), "they grow: {pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause < DIAL_DELAYS.1 * 2), "{pauses:?}");
+        let distinct: BTreeSet<u128> = pauses.iter().map(Duration::as_micros).collect();
+        assert!(distinct.len() > 10, "they are random: {pauses:?}");
+        assert_eq!(members.pick(&[]), None, "it is not tried now");
+    }
+
+    #[tokio::test]
+    async fn processes_try_the_members_in_different_orders() {
+        let first = |_| members("a:1,b:1,c:1").pick(&[]);
+        let firsts: BTreeSet<_> = (0..100).map(first).collect();
+        assert_eq!(firsts.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_first_connection_after_a_time_without_wakes_those_who_wait() {
+        let (address, _) = silent_member().await;
+        let members = members(&address);
+        let mut recoveries = members.recoveries();
+        let connection = members.connect(0).await.expect("a connection");
+        recoveries.next().await;
+        members.leave(&connection);
+        members.connect(0).await.expect("another connection");
+        recoveries.next().await;
+        assert!(recoveries.next().now_or_never().is_none(), "there was no third");
+    }
+}
