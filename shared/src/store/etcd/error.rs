@@ -93,6 +93,7 @@ pub(super) fn classify(endpoint: &str, error: Error) -> StoreError {
         }
         Error::InvalidArgs(message) => StoreError::Refused { place, message },
         Error::InvalidUri(error) => StoreError::Refused { place, message: error.to_string() },
+        Error::IoError(error) => StoreError::Unavailable { place, source: error.into() },
         error => StoreError::Unavailable { place, source: error.into() },
     }
 }
