@@ -31,6 +31,8 @@ pub struct EtcdConfig {
     pub tls: Option<Arc<Tls>>,
     /// Further arguments.
     pub extra: Vec<String>,
+    /// Whether it is etcd 3.5 and not the machine's own.
+    pub is_3_5: bool,
 }
 
 impl Default for EtcdConfig {
@@ -41,6 +43,7 @@ impl Default for EtcdConfig {
             netns: None,
             tls: None,
             extra: Vec::new(),
+            is_3_5: false,
         }
     }
 }
@@ -107,7 +110,7 @@ impl Etcd {
     pub(crate) fn spawn(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "{} runs already", self.config.name);
         let peer = format!("http://{}", self.address(1));
-        let mut command = tool::command("etcd")?;
+        let mut command = if self.config.is_3_5 { tool::etcd_3_5()? } else { tool::command("etcd")? };
         command
             .args(["--name", &self.config.name, "--data-dir"])
             .arg(self.dir.path().join("data"))

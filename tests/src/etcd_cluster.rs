@@ -33,6 +33,7 @@ impl EtcdCluster {
             netns: host.netns().map(Path::to_owned),
             tls: None,
             extra: Vec::new(),
+            is_3_5: false,
         };
         Self::start_with(hosts.iter().map(config).collect())
     }

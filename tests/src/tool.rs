@@ -37,6 +37,16 @@ pub fn find(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} not found: run tests/parts"))
 }
 
+/// A command for the etcd 3.5 that `tests/parts` unpacks.
+///
+/// # Errors
+/// It is not there; the message says that `tests/parts` installs it.
+pub fn etcd_3_5() -> Result<Command> {
+    let path = parts_dir().join("etcd-3.5/etcd");
+    ensure!(path.is_file(), "etcd 3.5 not found: run tests/parts");
+    Ok(Command::new(path))
+}
+
 /// A command for a program that [`find`] finds.
 ///
 /// # Errors

@@ -73,7 +73,8 @@ fn push_past(etcd: &Etcd, revision: i64) -> Result<()> {
 }
 
 #[test]
-fn what_a_restored_store_lost_is_put_back_within_a_second_though_claim_and_lease_survive_in_it() -> Result<()> {
+fn what_a_restored_store_lost_is_put_back_within_a_second_though_claim_and_lease_survive_in_it() -> Result<()>
+{
     let mut scene = Scene::new("recovery-restores", &[])?;
     let (changed, ended) = (scene.worker(1)?, scene.worker(2)?);
     let mut agent = scene.registered_agent(&[&changed, &ended])?;

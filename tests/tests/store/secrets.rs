@@ -3,7 +3,10 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use rollcall_shared::store::{Position, Store, StoreError, etcd::EtcdStore};
+use rollcall_shared::{
+    process::error::one_line,
+    store::{Op, Position, Store, StoreError, etcd::EtcdStore},
+};
 use rollcall_tests::{Etcd, EtcdConfig, TcpProxy, Tls};
 
 use super::{available, commit, next, put, range, store};
@@ -11,8 +14,13 @@ use super::{available, commit, next, put, range, store};
 const ROOT: [&str; 2] = ["--etcd-user=root", "--etcd-password=secret"];
 
 fn with_users(extra: &[&str]) -> Result<Etcd> {
+    with_users_of(false, extra)
+}
+
+/// An etcd with users: the machine's own or 3.5, which says some things otherwise.
+fn with_users_of(is_3_5: bool, extra: &[&str]) -> Result<Etcd> {
     let extra = extra.iter().map(|flag| (*flag).to_owned()).collect();
-    let mut etcd = Etcd::start_with(EtcdConfig { extra, ..EtcdConfig::default() })?;
+    let mut etcd = Etcd::start_with(EtcdConfig { extra, is_3_5, ..EtcdConfig::default() })?;
     etcd.enable_auth("secret")?;
     Ok(etcd)
 }
@@ -44,28 +52,34 @@ async fn a_token_is_held_over_broken_connections() -> Result<()> {
 
 #[tokio::test]
 async fn an_expired_token_is_renewed_for_watches_as_for_writes() -> Result<()> {
-    let etcd = with_users(&["--auth-token-ttl", "1"])?;
-    let store = store(&[etcd.endpoint()], &ROOT)?;
-    let position = commit(&store, "/a/1").await?;
-    // Nobody can see a token expire; etcd looks once a second.
-    tokio::time::sleep(Duration::from_millis(3500)).await;
-    store.watch(&range(), position).await.map(drop).context("a watch comes first")?;
-    watches_and_writes(&store, position).await?;
-    tokio::time::sleep(Duration::from_millis(3500)).await;
-    store.commit(&put("/a/3"), None, None).await.map(drop).context("a write comes first")
+    for is_3_5 in [false, true] {
+        let etcd = with_users_of(is_3_5, &["--auth-token-ttl", "1"])?;
+        let store = store(&[etcd.endpoint()], &ROOT)?;
+        let position = commit(&store, "/a/1").await?;
+        // Nobody can see a token expire; etcd looks once a second.
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        store.watch(&range(), position).await.map(drop).context("a watch comes first")?;
+        watches_and_writes(&store, position).await?;
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        store.commit(&put("/a/3"), None, None).await.map(drop).context("a write comes first")?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
 async fn an_etcd_that_restarts_and_forgets_its_tokens_lets_watches_in_again() -> Result<()> {
-    let mut etcd = with_users(&[])?;
-    let store = store(&[etcd.endpoint()], &ROOT)?;
-    let position = commit(&store, "/a/1").await?;
-    for _ in 0..3 {
-        etcd.kill();
-        etcd.start_again()?;
-        available(async || store.watch(&range(), position).await.map(drop)).await?;
+    for is_3_5 in [false, true] {
+        let mut etcd = with_users_of(is_3_5, &[])?;
+        let store = store(&[etcd.endpoint()], &ROOT)?;
+        let position = commit(&store, "/a/1").await?;
+        for _ in 0..3 {
+            etcd.kill();
+            etcd.start_again()?;
+            available(async || store.watch(&range(), position).await.map(drop)).await?;
+        }
+        watches_and_writes(&store, position).await?;
     }
-    watches_and_writes(&store, position).await
+    Ok(())
 }
 
 #[tokio::test]
@@ -74,13 +88,36 @@ async fn a_change_of_users_under_jwt_stops_neither_writes_nor_watches() -> Resul
     let key = dir.path().join("key");
     fs::write(&key, "a secret that both sides of the token know")?;
     let jwt = format!("jwt,sign-method=HS256,priv-key={},ttl=10m", key.display());
-    let etcd = with_users(&["--auth-token", &jwt])?;
+    for is_3_5 in [false, true] {
+        let etcd = with_users_of(is_3_5, &["--auth-token", &jwt])?;
+        let store = store(&[etcd.endpoint()], &ROOT)?;
+        let position = commit(&store, "/a/1").await?;
+        etcd.etcdctl(&["role", "add", "another"])?;
+        store.watch(&range(), position).await.map(drop).context("a watch comes first")?;
+        etcd.etcdctl(&["role", "add", "a-third"])?;
+        watches_and_writes(&store, position).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn errors_of_etcd_3_5_show_its_own_words() -> Result<()> {
+    let etcd = with_users_of(true, &["--quota-backend-bytes", "5000000"])?;
     let store = store(&[etcd.endpoint()], &ROOT)?;
-    let position = commit(&store, "/a/1").await?;
-    etcd.etcdctl(&["role", "add", "another"])?;
-    store.watch(&range(), position).await.map(drop).context("a watch comes first")?;
-    etcd.etcdctl(&["role", "add", "a-third"])?;
-    watches_and_writes(&store, position).await
+    let large = Op::Put { key: "/a/large".to_owned(), value: vec![b'x'; 3 << 20] };
+    let refused = store.commit(&[large], None, None).await.expect_err("it is too large");
+    ensure!(matches!(refused, StoreError::TooLarge { .. }), "{refused:?}");
+    let filling = [Op::Put { key: "/a/fill".to_owned(), value: vec![b'x'; 900_000] }];
+    let mut filled = Ok(vec![]);
+    for _ in 0..20 {
+        filled = filled.and(store.commit(&filling, None, None).await);
+    }
+    let full = one_line(&filled.expect_err("it is full"));
+    ensure!(full.ends_with("etcdserver: mvcc: database space exceeded"), "{full}");
+    let denied = super::store(&[etcd.endpoint()], &["--etcd-user=root:guess"])?.get("/a/1").await;
+    let denied = one_line(&denied.expect_err("the password is wrong"));
+    ensure!(denied.ends_with("authentication failed, invalid user ID or password"), "{denied}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -20,8 +20,13 @@ mod code {
 
 /// What etcd says of a token that it does not take any more, or of a call without one
 /// (etcd's `api/v3rpc/rpctypes/error.go`).
-const TOKEN_REFUSALS: [&str; 3] =
-    ["invalid auth token", "revision of auth store is old", "user name is empty"];
+const TOKEN_REFUSALS: [&str; 4] = [
+    "invalid auth token",
+    "revision of auth store is old",
+    // So 3.5 puts it.
+    "revision in header is old",
+    "user name is empty",
+];
 
 /// How a member is called in messages.
 pub(super) fn place(endpoint: &str) -> String {
