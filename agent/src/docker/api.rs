@@ -33,7 +33,7 @@ impl Engine for Docker {
     }
 
     async fn id(&self) -> Result<String, DockerError> {
-        let answer = self.api.info().await.map_err(|error| self.failed(ASKING_FOR_ID, error))?;
+        let answer = self.api.info().await.map_err(|error| self.call_failed(ASKING_FOR_ID, error))?;
         let id = answer.id.filter(|id| !id.is_empty());
         id.ok_or_else(|| self.failed(ASKING_FOR_ID, "it has none"))
     }
@@ -48,7 +48,7 @@ impl Engine for Docker {
         let events = self.api.events(Some(options)).filter_map(move |message| {
             let event = match message {
                 Ok(message) => decode_event(message).map(Ok),
-                Err(error) => Some(Err(docker.failed(READING_EVENTS, error))),
+                Err(error) => Some(Err(docker.call_failed(READING_EVENTS, error))),
             };
             async { event }
         });
@@ -57,7 +57,7 @@ impl Engine for Docker {
 
     async fn list(&self) -> Result<Vec<Summary>, DockerError> {
         let list = self.api.list_containers(None::<ListContainersOptions>).await;
-        let list = list.map_err(|error| self.failed("listing containers", error))?;
+        let list = list.map_err(|error| self.call_failed("listing containers", error))?;
         Ok(list.into_iter().filter_map(decode_summary).collect())
     }
 
@@ -65,13 +65,13 @@ impl Engine for Docker {
         match self.api.inspect_container(id, None).await {
             Ok(answer) => decode_container(answer).map_err(|error| self.failed(INSPECTING, error)),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(self.failed(INSPECTING, error)),
+            Err(error) => Err(self.call_failed(INSPECTING, error)),
         }
     }
 
     async fn kill(&self, id: &str, signal: Signal) -> Result<(), DockerError> {
         let options = KillContainerOptionsBuilder::default().signal(&signal.number().to_string()).build();
         let sent = self.api.kill_container(id, Some(options)).await;
-        sent.map_err(|error| self.failed("sending a signal", error))
+        sent.map_err(|error| self.call_failed("sending a signal", error))
     }
 }

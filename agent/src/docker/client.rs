@@ -69,9 +69,19 @@ impl Docker {
         DockerError::Call { host: self.host.clone(), doing, source: source.into() }
     }
 
+    /// The error of a call of bollard's, which quotes an answer that it cannot read. Answers hold secrets.
+    pub(super) fn call_failed(&self, doing: &'static str, error: ApiError) -> DockerError {
+        match error {
+            ApiError::JsonDataError { .. } | ApiError::JsonSerdeError { .. } => {
+                self.failed(doing, "its answer cannot be read")
+            }
+            error => self.failed(doing, error),
+        }
+    }
+
     /// Asks the engine for its versions and chooses the one to speak.
     pub(super) async fn choose_version(&self) -> Result<(), DockerError> {
-        let answer = self.api.version().await.map_err(|error| self.failed(AGREEING, error))?;
+        let answer = self.api.version().await.map_err(|error| self.call_failed(AGREEING, error))?;
         let read = |text: Option<String>| text?.parse().ok();
         let newest = read(answer.api_version);
         let newest: ApiVersion = newest.ok_or_else(|| self.failed(AGREEING, "it names no version"))?;

@@ -149,3 +149,18 @@ async fn an_address_that_cannot_work_is_a_setting_and_a_socket_that_is_not_there
     assert!(matches!(error, DockerError::Call { .. }));
     assert!(one_line(&error).contains("unix:///none.sock: connecting: there is no such socket"), "{error}");
 }
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_is_not_quoted() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let host = format!("tcp://{}", listener.local_addr().expect("an address"));
+    let answer = Router::new().fallback(async |uri: Uri| match uri.path() {
+        "/version" => r#"{ "ApiVersion": "1.41", "MinAPIVersion": "1.12" }"#,
+        _ => r#"{ "Id": "a", "Config": { "Env": "PASSWORD=secret" } }"#,
+    });
+    tokio::spawn(async move { axum::serve(listener, answer).await });
+    let docker = Docker::connect(&Cli::parse_from(["agent", "--docker-host", &host]).docker).await;
+    let error = docker.expect("an engine").inspect("a").await.expect_err("it cannot be read");
+    let shown = format!("{} {error:?}", one_line(&error));
+    assert!(shown.contains("its answer cannot be read") && !shown.contains("secret"), "{shown}");
+}

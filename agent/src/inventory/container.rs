@@ -81,8 +81,8 @@ pub enum Check {
     Unhealthy,
 }
 
-/// A container that runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A container that runs. Its labels and variables often hold secrets: printing it shows neither.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Container {
     /// The full ID.
     pub id: FullId,
@@ -120,6 +120,13 @@ impl Container {
     /// This run of it.
     pub fn incarnation(&self) -> Incarnation {
         Incarnation { container: self.short_id, started_at: self.started_at }
+    }
+}
+
+impl fmt::Debug for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, short_id, started_at, .. } = self;
+        write!(f, "Container({name} {short_id}, started at {started_at})")
     }
 }
 
@@ -168,6 +175,20 @@ pub enum Action {
     Die,
     /// Something about it has changed, such as its health, its name or its networks.
     Change,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printing_a_container_shows_neither_labels_nor_variables() {
+        let mut web = testing::container("web");
+        web.labels.insert("password".to_owned(), "secret".to_owned());
+        web.service_env.insert("SERVICE_TOKEN".to_owned(), "secret".to_owned());
+        let printed = format!("{web:?}");
+        assert!(printed.contains("web") && !printed.contains("secret"), "{printed}");
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,14 @@
 use std::{io::IsTerminal, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
+    fmt::MakeWriter,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use super::setting::SettingError;
 
@@ -36,20 +43,31 @@ pub struct LogSettings {
 /// # Errors
 /// A filter that cannot be read.
 pub fn start_logs(settings: &LogSettings) -> Result<(), SettingError> {
-    // Docker's answers have the containers' environment, with its secrets.
-    let debug = "debug,bollard=info,h2=info,hyper_util=info,tower=info";
-    let filter = if settings.debug { debug } else { &settings.filter };
+    logs(settings, std::io::stderr, std::io::stderr().is_terminal())?.init();
+    Ok(())
+}
+
+/// What logs to a writer.
+fn logs<W>(settings: &LogSettings, writer: W, ansi: bool) -> Result<impl Subscriber + use<W>, SettingError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = if settings.debug { "debug" } else { &settings.filter };
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| SettingError::caused("--log", format!("{filter:?}"), error))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match settings.log_format {
-        LogFormat::Text => logs.with_target(false).init(),
-        LogFormat::Json => logs.json().flatten_event(true).init(),
-    }
-    Ok(())
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
+    let lines = match settings.log_format {
+        LogFormat::Text => lines.with_target(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let filtered = lines.with_filter(filter.and(filter_fn(holds_no_secret)));
+    Ok(tracing_subscriber::registry().with(filtered))
+}
+
+/// Below info, libraries log what they read and send: containers' environments, tokens, passwords. Only our own code
+/// is known not to, so no filter can ask a library for more.
+fn holds_no_secret(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("rollcall") || *metadata.level() <= Level::INFO
 }
 
 /// Bounds of every histogram, in seconds: from a fraction of a millisecond to the time of a TTL.
@@ -85,4 +103,52 @@ pub fn start_metrics() -> Result<PrometheusHandle, MetricsError> {
         }
     });
     Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written where the code and two libraries log at each level.
+    fn written(filter: &str, debug: bool) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let settings = LogSettings { filter: filter.to_owned(), log_format: LogFormat::Text, debug };
+        let logs = logs(&settings, move || writer.clone(), false).expect("a filter");
+        tracing::subscriber::with_default(logs, || {
+            tracing::debug!(target: "rollcall_agent::inventory", "our own");
+            tracing::trace!(target: "bollard::docker", "POSTGRES_PASSWORD=secret");
+            tracing::debug!(target: "h2::codec", "authorization: secret");
+            tracing::info!(target: "h2::codec", "harmless");
+        });
+        String::from_utf8(written.0.lock().expect("nobody panics with it").clone()).expect("text")
+    }
+
+    #[test]
+    fn no_filter_gets_a_library_to_log_what_it_reads_and_sends() {
+        let each = "info,bollard=trace,bollard::docker=trace,h2=debug,[{x}]=trace,rollcall_agent=debug";
+        for (filter, debug) in [("info", true), ("debug", false), ("trace", false), (each, false)] {
+            let written = written(filter, debug);
+            assert!(!written.contains("secret"), "{filter}: {written}");
+            assert!(written.contains("our own") && written.contains("harmless"), "{filter}: {written}");
+        }
+    }
 }
