@@ -76,8 +76,10 @@ impl Agent {
         let id = startup.attempt(|| async { Ok(engine.id().await?) });
         let Some(engine_id) = id.await? else { return Ok(()) };
         // A store that cannot be reached now is likely a wrong setting.
-        let found = startup.attempt(|| async { Ok(self.store.get(&key).await?) });
-        let Some(_) = found.await? else { return Ok(()) };
+        let own = self.keys.instances_of(&policy.node);
+        let found = startup.attempt(|| async { Ok(self.store.list(&own).await?) });
+        let Some(found) = found.await? else { return Ok(()) };
+        let draining = registration::left_behind::draining(&found.entries);
 
         let record = NodeRecord {
             v: V1,
@@ -88,7 +90,7 @@ impl Agent {
         let (keeper, sessions) =
             Keeper::new(self.store.clone(), name, record, self.lease, self.on_exit, &self.readiness);
         let (grace, refresh) = (self.settings.docker.docker_grace, self.lease.refresh);
-        let (watcher, inventory) = Watcher::new(engine.clone(), refresh, grace, &self.readiness);
+        let (watcher, inventory) = Watcher::new(engine.clone(), draining, refresh, grace, &self.readiness);
         let mut tasks = Tasks::default();
         tasks.spawn("watcher", watcher.run());
         let host = Host { engine, store: self.store, keys: self.keys, node: policy.node.clone() };

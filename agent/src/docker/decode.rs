@@ -9,6 +9,7 @@ use bollard::models::{
     ContainerInspectResponse, ContainerState, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings,
     EventMessage, EventMessageTypeEnum, HealthStatusEnum, PortMap,
 };
+use jiff::Timestamp;
 use rollcall_shared::model::{name::NameError, signal::Signal};
 
 use crate::inventory::container::{
@@ -33,6 +34,7 @@ pub(super) enum DecodeError {
 
 /// An event that changes what is registered; `None` for any other.
 pub(super) fn decode_event(message: EventMessage) -> Option<Event> {
+    let at = decode_time(&message)?;
     let actor = message.actor?;
     let mut attributes = actor.attributes.unwrap_or_default();
     let action = message.action?;
@@ -47,7 +49,15 @@ pub(super) fn decode_event(message: EventMessage) -> Option<Event> {
         (EventMessageTypeEnum::CONTAINER, _) => (actor.id?, Action::Change),
         _ => return None,
     };
-    Some(Event { id: id.into(), action })
+    Some(Event { id: id.into(), action, at })
+}
+
+fn decode_time(message: &EventMessage) -> Option<Timestamp> {
+    match (message.time_nano, message.time) {
+        (Some(nanoseconds), _) => Timestamp::from_nanosecond(nanoseconds.into()).ok(),
+        (None, Some(seconds)) => Timestamp::from_second(seconds).ok(),
+        (None, None) => None,
+    }
 }
 
 /// A container of a list; `None` where it has no name or ID yet.
@@ -208,16 +218,20 @@ mod tests {
 
     #[test]
     fn events_are_read_and_the_others_are_not() {
-        let read = |json: serde_json::Value| decode_event(serde_json::from_value(json).expect("a message"));
+        let at = Timestamp::from_nanosecond(1_000_000_007).expect("a time");
+        let read = |mut json: serde_json::Value| {
+            json["timeNano"] = 1_000_000_007.into();
+            decode_event(serde_json::from_value(json).expect("a message"))
+        };
         let actor = serde_json::json!({ "ID": "c1", "Attributes": { "signal": "15" } });
         let kill = read(serde_json::json!({ "Type": "container", "Action": "kill", "Actor": actor }));
-        assert_eq!(kill, Some(Event { id: "c1".into(), action: Action::Kill(Signal::TERM) }));
+        assert_eq!(kill, Some(Event { id: "c1".into(), action: Action::Kill(Signal::TERM), at }));
         let health =
             serde_json::json!({ "Type": "container", "Action": "health_status: healthy", "Actor": actor });
-        assert_eq!(read(health), Some(Event { id: "c1".into(), action: Action::Change }));
+        assert_eq!(read(health), Some(Event { id: "c1".into(), action: Action::Change, at }));
         let actor = serde_json::json!({ "ID": "n1", "Attributes": { "container": "c2" } });
         let connect = read(serde_json::json!({ "Type": "network", "Action": "connect", "Actor": actor }));
-        assert_eq!(connect, Some(Event { id: "c2".into(), action: Action::Change }));
+        assert_eq!(connect, Some(Event { id: "c2".into(), action: Action::Change, at }));
         assert_eq!(read(serde_json::json!({ "Type": "image", "Action": "pull", "Actor": actor })), None);
     }
 }

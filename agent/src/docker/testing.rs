@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rollcall_shared::model::signal::Signal;
 use tokio::sync::{mpsc, watch};
 
@@ -30,6 +30,10 @@ struct State {
     id: String,
     containers: BTreeMap<FullId, Container>,
     subscribers: Vec<mpsc::UnboundedSender<Result<Event, DockerError>>>,
+    /// The events that it remembers, the newest last.
+    history: Vec<Event>,
+    /// How far its clock is ahead.
+    ahead: SignedDuration,
     is_down: bool,
     hanging: BTreeSet<Call>,
     refused_kills: BTreeSet<FullId>,
@@ -77,10 +81,22 @@ impl ScriptedEngine {
         self.lock().containers.remove(&container.id);
     }
 
-    /// Sends an event, whatever runs.
+    /// Sends an event, whatever runs, and remembers it.
     pub(crate) fn tell(&self, id: &FullId, action: Action) {
-        let event = Event { id: id.clone(), action };
-        self.lock().subscribers.retain(|subscriber| subscriber.send(Ok(event.clone())).is_ok());
+        let mut state = self.lock();
+        let event = Event { id: id.clone(), action, at: Timestamp::now() + state.ahead };
+        state.history.push(event.clone());
+        state.subscribers.retain(|subscriber| subscriber.send(Ok(event.clone())).is_ok());
+    }
+
+    /// Has its clock be this far ahead of ours from now on.
+    pub(crate) fn set_clock_ahead(&self, ahead: SignedDuration) {
+        self.lock().ahead = ahead;
+    }
+
+    /// Forgets its events, as an engine does that restarts.
+    pub(crate) fn forget_events(&self) {
+        self.lock().history.clear();
     }
 
     /// Ends every stream of events with an error.
@@ -160,13 +176,20 @@ impl Engine for ScriptedEngine {
         Ok(self.lock().id.clone())
     }
 
-    fn events(&self, _since: Timestamp) -> Events {
+    /// As Docker does, it repeats what it remembers, back to the first event that is older than `since`.
+    fn events(&self, since: Timestamp) -> Events {
         let (subscriber, events) = mpsc::unbounded_channel();
         if self.lock().is_down {
             // The receiver is there.
             let _ = subscriber.send(Err(failed("reading its events", "it is down")));
         } else {
-            self.lock().subscribers.push(subscriber);
+            let mut state = self.lock();
+            let repeated = state.history.iter().rev().take_while(|event| event.at >= since);
+            for event in repeated.collect::<Vec<_>>().into_iter().rev() {
+                // The receiver is there.
+                let _ = subscriber.send(Ok(event.clone()));
+            }
+            state.subscribers.push(subscriber);
         }
         let next = |mut events: mpsc::UnboundedReceiver<_>| async { Some((events.recv().await?, events)) };
         stream::unfold(events, next).boxed()

@@ -121,6 +121,13 @@ impl Container {
     pub fn incarnation(&self) -> Incarnation {
         Incarnation { container: self.short_id, started_at: self.started_at }
     }
+
+    /// Whether a signal asks it to end: its own stop signal, and those that ask, or force, any process to. Others mean
+    /// what their receiver says (QUIT has a JVM print its threads, USR1 has many a server reload), and Docker does not
+    /// tell a `docker stop --signal` from a `docker kill --signal`.
+    pub fn is_stopped_by(&self, signal: Signal) -> bool {
+        signal == self.stop_signal || [Signal::TERM, Signal::INT, Signal::KILL].contains(&signal)
+    }
 }
 
 impl fmt::Debug for Container {
@@ -162,6 +169,8 @@ pub struct Event {
     pub id: FullId,
     /// What happened.
     pub action: Action,
+    /// When, by the engine's clock.
+    pub at: Timestamp,
 }
 
 /// What happens to containers, as far as it matters here.

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use rollcall_shared::model::signal::Signal;
+use rollcall_shared::model::signal::{Incarnation, Signal};
 
 use super::container::{Action, Container, Event, FullId, Summary};
 
@@ -53,25 +53,27 @@ struct Known {
     /// Whether an inspection of that epoch is awaited.
     awaited: bool,
     container: Option<Arc<Container>>,
-    /// The signals that it was sent. Which of them asks it to stop is known once it was inspected.
+    /// The signals that it was sent while an inspection is awaited, which tells what they mean.
     signals: BTreeSet<Signal>,
 }
 
 impl Known {
-    /// Takes an inspection. A container that was started again, unnoticed, was not told to stop since.
+    /// Takes an inspection.
     fn take(&mut self, container: Container) {
         self.awaited = false;
-        if self.container.as_ref().is_some_and(|known| known.started_at != container.started_at) {
-            self.signals.clear();
-        }
         if self.container.as_deref() != Some(&container) {
             self.container = Some(Arc::new(container));
         }
     }
 
-    fn running(&self) -> Option<Running> {
-        let container = self.container.clone()?;
-        Some(Running { is_draining: self.signals.contains(&container.stop_signal), container })
+    /// The run that was told to stop, if one was.
+    fn stopped(&mut self) -> Option<Incarnation> {
+        let container = self.container.as_ref()?;
+        let is_stopped = self.signals.iter().any(|signal| container.is_stopped_by(*signal));
+        if !self.awaited {
+            self.signals.clear();
+        }
+        is_stopped.then(|| container.incarnation())
     }
 
     /// Whether a list that shows the container like this raises no question.
@@ -85,9 +87,16 @@ impl Known {
 pub struct Inventory {
     epoch: Epoch,
     known: BTreeMap<FullId, Known>,
+    /// The runs that were told to stop, until they have ended: Docker says it once.
+    draining: BTreeSet<Incarnation>,
 }
 
 impl Inventory {
+    /// One of which nothing is known but the runs that were told to stop.
+    pub fn new(draining: BTreeSet<Incarnation>) -> Self {
+        Self { draining, ..Self::default() }
+    }
+
     /// Takes an event; gives the question that it raises.
     pub fn on_event(&mut self, event: &Event) -> Option<Question> {
         let id = &event.id;
@@ -95,14 +104,16 @@ impl Inventory {
             // A container that is known stays until it was inspected: the event may be one that was read before.
             Action::Start => Some(self.ask(id)),
             Action::Die => {
-                self.known.remove(id);
+                self.forget(id);
                 None
             }
             Action::Kill(signal) => {
+                let question = (!self.known.contains_key(id)).then(|| self.ask(id));
                 if let Some(known) = self.known.get_mut(id) {
                     known.signals.insert(signal);
+                    self.draining.extend(known.stopped());
                 }
-                None
+                question
             }
             Action::Change => self.known.contains_key(id).then(|| self.ask(id)),
         }
@@ -114,10 +125,11 @@ impl Inventory {
             return;
         }
         match answer {
-            None => drop(self.known.remove(&question.id)),
+            None => self.forget(&question.id),
             Some(container) => {
                 if let Some(known) = self.known.get_mut(&question.id) {
                     known.take(container);
+                    self.draining.extend(known.stopped());
                 }
             }
         }
@@ -154,6 +166,18 @@ impl Inventory {
         ids.iter().map(|id| self.ask(id)).collect()
     }
 
+    /// Forgets what runs, but not which runs were told to stop: Docker is out of reach, and they may go on.
+    pub fn withdraw(&mut self) {
+        self.known.clear();
+    }
+
+    /// Forgets a container that has ended.
+    fn forget(&mut self, id: &FullId) {
+        if let Some(Known { container: Some(container), .. }) = self.known.remove(id) {
+            self.draining.retain(|run| run.container != container.short_id);
+        }
+    }
+
     fn ask(&mut self, id: &FullId) -> Question {
         self.epoch += 1;
         let asked = self.epoch;
@@ -169,13 +193,18 @@ impl Inventory {
 
     /// The containers that run, as far as they are known.
     pub fn running(&self) -> RunningContainers {
-        self.known.iter().filter_map(|(id, known)| Some((id.clone(), known.running()?))).collect()
+        let running = |container: &Arc<Container>| Running {
+            is_draining: self.draining.contains(&container.incarnation()),
+            container: container.clone(),
+        };
+        let running = |known: &Known| known.container.as_ref().map(running);
+        self.known.iter().filter_map(|(id, known)| Some((id.clone(), running(known)?))).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use jiff::SignedDuration;
+    use jiff::{SignedDuration, Timestamp};
 
     use super::*;
     use crate::inventory::container::testing::container;
@@ -185,7 +214,7 @@ mod tests {
     }
 
     fn event(action: Action) -> Event {
-        Event { id: web().id, action }
+        Event { id: web().id, action, at: Timestamp::UNIX_EPOCH }
     }
 
     fn names(inventory: &Inventory) -> Vec<String> {
@@ -268,6 +297,46 @@ mod tests {
         assert!(!is_draining(&inventory));
         inventory.on_event(&event(Action::Kill(Signal::TERM)));
         assert!(is_draining(&inventory));
+    }
+
+    #[test]
+    fn its_own_stop_signal_and_those_that_ask_any_process_to_end_ask_it_to_stop() {
+        let signal = |text: &str| text.parse::<Signal>().expect("a signal");
+        for (own, sent, expected) in [
+            ("QUIT", "QUIT", true),
+            ("QUIT", "TERM", true),
+            ("TERM", "INT", true),
+            ("TERM", "KILL", true),
+            ("RTMIN+3", "37", true),
+            ("TERM", "QUIT", false),
+            ("TERM", "USR1", false),
+        ] {
+            let web = Container { stop_signal: signal(own), ..web() };
+            assert_eq!(web.is_stopped_by(signal(sent)), expected, "{sent} to one that is stopped by {own}");
+        }
+    }
+
+    #[test]
+    fn a_signal_to_a_container_that_is_not_known_yet_is_not_lost() {
+        let mut inventory = Inventory::default();
+        let question = inventory.on_event(&event(Action::Kill(Signal::TERM))).expect("a question");
+        inventory.on_inspected(&question, Some(web()));
+        assert!(is_draining(&inventory));
+    }
+
+    #[test]
+    fn what_was_told_to_stop_drains_after_docker_was_away_and_after_a_restart_of_the_agent() {
+        let mut inventory = started();
+        inventory.on_event(&event(Action::Kill(Signal::TERM)));
+        inventory.withdraw();
+        let remembered = inventory.draining.clone();
+        for mut inventory in [inventory, Inventory::new(remembered)] {
+            let questions = inventory.on_list(&[Summary::of(&web())]);
+            inventory.on_inspected(&questions[0], Some(web()));
+            assert!(is_draining(&inventory));
+            inventory.on_event(&event(Action::Die));
+            assert!(inventory.draining.is_empty(), "it has ended");
+        }
     }
 
     #[test]

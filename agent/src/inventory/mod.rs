@@ -3,6 +3,7 @@
 pub mod container;
 #[allow(clippy::module_inception, reason = "the room is named for its main type")]
 mod inventory;
+pub mod recent;
 pub mod watcher;
 
 pub use container::Port;

@@ -8,15 +8,23 @@
 //! - After a break the events are subscribed to anew, everything that is known is asked again, and Docker is listed.
 //! - While Docker is away, what is known stays for the grace time. Then everything is withdrawn.
 
-use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use rollcall_shared::process::{
-    backoff::Backoff,
-    error::one_line,
-    readiness::{Part, Readiness},
-    time::sleep_until,
+use rollcall_shared::{
+    model::signal::Incarnation,
+    process::{
+        backoff::Backoff,
+        error::one_line,
+        readiness::{Part, Readiness},
+        time::sleep_until,
+    },
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -27,6 +35,7 @@ use tokio::{
 use super::{
     container::{Container, Event, Summary},
     inventory::{Inventory, Question, RunningContainers},
+    recent::RecentEvents,
 };
 use crate::docker::{DockerError, Engine};
 
@@ -39,9 +48,6 @@ pub const PART: &str = "docker";
 
 /// Inspections, and lists, that are asked for at once: more would queue behind Docker's lock.
 const MAX_CONCURRENT_INSPECTS: usize = 8;
-/// How far back the events of a new subscription reach: nothing between subscribing and listing is missed, and a small
-/// difference of the clocks is forgiven. Reading an event twice does no harm.
-const EVENT_OVERLAP: Duration = Duration::from_secs(2);
 /// How long after an inspection failed Docker is listed, which raises the question again.
 const RELIST_DELAY: Duration = Duration::from_secs(1);
 
@@ -50,6 +56,7 @@ const RELIST_DELAY: Duration = Duration::from_secs(1);
 pub struct Watcher {
     engine: Arc<dyn Engine>,
     inventory: Inventory,
+    recent: RecentEvents,
     /// How often everything is listed again.
     refresh: Duration,
     /// How long what is known stays while Docker is out of reach.
@@ -83,9 +90,11 @@ pub fn describe_metrics() {
 }
 
 impl Watcher {
-    /// A watcher, and where it publishes which containers run.
+    /// A watcher, and where it publishes which containers run. `draining` are runs that are known to have been told to
+    /// stop.
     pub fn new(
         engine: Arc<dyn Engine>,
+        draining: BTreeSet<Incarnation>,
         refresh: Duration,
         grace: Duration,
         readiness: &Readiness,
@@ -93,7 +102,8 @@ impl Watcher {
         let (running, receiver) = watch::channel(None);
         let watcher = Self {
             engine,
-            inventory: Inventory::default(),
+            inventory: Inventory::new(draining),
+            recent: RecentEvents::new(Timestamp::now()),
             refresh,
             grace,
             part: readiness.part(PART),
@@ -131,7 +141,7 @@ impl Watcher {
                 return error;
             }
         }
-        let (_reader, mut events) = read_events(&*self.engine);
+        let (_reader, mut events) = read_events(&*self.engine, self.recent.since());
         self.waiting.extend(self.inventory.on_events_lost());
         let mut relist = tokio::time::interval(self.refresh);
         relist.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -181,6 +191,9 @@ impl Watcher {
     }
 
     fn on_event(&mut self, event: &Event) {
+        if !self.recent.take(event) {
+            return;
+        }
         tracing::debug!(container = &*event.id, action = ?event.action, "event");
         metrics::counter!("rollcall_agent_docker_events_total").increment(1);
         // A start is asked about before the doubts of a list.
@@ -257,7 +270,7 @@ impl Watcher {
     fn withdraw(&mut self) {
         let grace = self.grace;
         tracing::error!(?grace, "Docker is out of reach for longer than --docker-grace: withdrawing");
-        self.inventory = Inventory::default();
+        self.inventory.withdraw();
         (self.is_listed, self.is_complete) = (false, false);
         self.running.send_replace(Some(Arc::default()));
     }
@@ -265,9 +278,12 @@ impl Watcher {
 
 /// Reads the events for as long as the task set lives: a reader that waits makes Docker drop events, which are small
 /// and few, so the channel has no bound.
-fn read_events(engine: &dyn Engine) -> (JoinSet<()>, mpsc::UnboundedReceiver<Result<Event, DockerError>>) {
+fn read_events(
+    engine: &dyn Engine,
+    since: Timestamp,
+) -> (JoinSet<()>, mpsc::UnboundedReceiver<Result<Event, DockerError>>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let mut events = engine.events(Timestamp::now() - EVENT_OVERLAP);
+    let mut events = engine.events(since);
     let mut reader = JoinSet::new();
     reader.spawn(async move {
         while let Some(event) = events.next().await {

@@ -11,6 +11,7 @@ pub mod address;
 pub mod advertise;
 
 pub mod desired;
+pub mod left_behind;
 pub mod observed;
 pub mod plan;
 pub mod registrar;

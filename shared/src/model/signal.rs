@@ -26,7 +26,12 @@ impl Signal {
     /// SIGTERM, Docker's stop signal unless an image or container names another.
     pub const TERM: Signal = Signal(signal_hook::consts::SIGTERM);
 
-    /// The number, from 1 to 31.
+    /// SIGINT, which asks a process to end as TERM does.
+    pub const INT: Signal = Signal(signal_hook::consts::SIGINT);
+    /// SIGKILL, which ends any process.
+    pub const KILL: Signal = Signal(signal_hook::consts::SIGKILL);
+
+    /// The number, from 1 to 64.
     pub fn number(self) -> i32 {
         self.0
     }
@@ -36,9 +41,26 @@ impl Signal {
     }
 }
 
+/// The first real-time signal, as Docker and the C library count them.
+const RTMIN: i32 = 34;
+/// The last one.
+const RTMAX: i32 = 64;
+
+/// A real-time signal by its name, such as RTMIN+3, by which systemd's images are stopped.
+fn real_time(name: &str) -> Option<i32> {
+    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(""), _) => RTMIN,
+        (_, Some("")) => RTMAX,
+        (Some(rest), _) => RTMIN + rest.strip_prefix('+')?.parse::<u8>().ok().map(i32::from)?,
+        (_, Some(rest)) => RTMAX - rest.strip_prefix('-')?.parse::<u8>().ok().map(i32::from)?,
+        (None, None) => return None,
+    };
+    (RTMIN..=RTMAX).contains(&number).then_some(number)
+}
+
 /// A text that names no signal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a signal: expected a name such as HUP or SIGHUP, or a number from 1 to 31")]
+#[error("{0:?} is not a signal: expected a name such as HUP or SIGHUP, or its number")]
 pub struct SignalError(String);
 
 impl FromStr for Signal {
@@ -46,8 +68,11 @@ impl FromStr for Signal {
     fn from_str(text: &str) -> Result<Self, SignalError> {
         let upper = text.to_ascii_uppercase();
         let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        // Linux's own signals, and the real-time ones that the C library leaves free.
         (1..32)
+            .chain(RTMIN..=RTMAX)
             .find(|number| name == number.to_string() || Self::name(*number) == Some(name))
+            .or_else(|| real_time(name))
             .map(Signal)
             .ok_or_else(|| SignalError(text.chars().take(40).collect()))
     }
@@ -225,7 +250,11 @@ mod tests {
         for text in ["HUP", "SIGHUP", "sighup", "1"] {
             assert_eq!(text.parse(), Ok(Signal::HUP), "{text}");
         }
-        for text in ["", "SIG", "HUPP", "0", "32", "-1", "01"] {
+        for (text, number) in [("SIGRTMIN+3", 37), ("37", 37), ("RTMIN", 34), ("RTMAX-1", 63), ("rtmax", 64)]
+        {
+            assert_eq!(text.parse::<Signal>().expect("a signal").number(), number, "{text}");
+        }
+        for text in ["", "SIG", "HUPP", "0", "32", "65", "-1", "01", "RTMIN-1", "RTMIN+31", "RTMAX+1"] {
             assert!(text.parse::<Signal>().is_err(), "{text:?} was taken");
         }
         assert_eq!("USR1".parse::<Signal>().expect("a signal").to_string(), "USR1");

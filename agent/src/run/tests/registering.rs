@@ -52,6 +52,64 @@ async fn a_container_that_is_told_to_stop_drains() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_container_that_was_told_to_stop_drains_over_a_break_an_outage_and_a_restart_of_the_agent() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let agent = Running::start_with(store.clone(), &engine, OnExit::Keep);
+    pass(AT_ONCE).await;
+    let web = web("web");
+    engine.start(&web);
+    pass(AT_ONCE).await;
+    let is_draining = async || registered_instances(&store).await[0].status == Status::Draining;
+    engine.break_events();
+    engine.tell(&web.id, Action::Kill(web.stop_signal));
+    pass(Duration::from_secs(5)).await;
+    assert!(is_draining().await, "the engine repeats what was missed");
+    engine.set_down(true);
+    engine.forget_events();
+    pass(Duration::from_secs(90)).await;
+    assert_eq!(registered(&store).await, [""; 0], "Docker is away for longer than the grace time");
+    engine.set_down(false);
+    pass(Duration::from_secs(20)).await;
+    assert!(is_draining().await);
+    agent.stop().await;
+    let mut watched = watch(&store, &instances()).await;
+    let _successor = Running::start(store.clone(), &engine);
+    pass(LEASE.refresh * 3).await;
+    assert!(is_draining().await && is_quiet(&mut watched).await, "the store has remembered");
+    engine.die(&web);
+    let restarted = Container { started_at: web.started_at + SignedDuration::from_secs(400), ..web };
+    engine.start(&restarted);
+    pass(AT_ONCE).await;
+    assert!(!is_draining().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_whose_clock_goes_back_or_ahead_repeats_nothing_and_delays_nothing() {
+    let hour = SignedDuration::from_hours(1);
+    for (before, after) in [(hour, SignedDuration::ZERO), (SignedDuration::ZERO, hour), (hour, -hour)] {
+        let (store, engine) = (MemoryStore::new(), engine());
+        engine.set_clock_ahead(before);
+        let _agent = Running::start(store.clone(), &engine);
+        pass(AT_ONCE).await;
+        engine.start(&web("web"));
+        engine.die(&web("web"));
+        engine.start(&web("web"));
+        pass(AT_ONCE).await;
+        let mut watched = watch(&store, &instances()).await;
+        engine.set_clock_ahead(after);
+        engine.break_events();
+        pass(Duration::from_secs(5)).await;
+        assert!(is_quiet(&mut watched).await, "from {before} to {after}: it repeats what it remembers");
+        engine.start(&web("other"));
+        pass(AT_ONCE).await;
+        assert_eq!(registered(&store).await, ["other", "web"], "from {before} to {after}");
+        engine.tell(&web("web").id, Action::Die);
+        pass(AT_ONCE).await;
+        assert_eq!(registered(&store).await, ["other"], "from {before} to {after}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_happened_while_the_events_were_broken_is_found_by_the_list() {
     let (store, engine) = (MemoryStore::new(), engine());
     engine.put(&web("old"));
