@@ -31,7 +31,11 @@ pub enum Error {
 impl Error {
     /// Whether it may work in a moment, as when a host boots.
     pub(crate) fn is_worth_a_retry(&self) -> bool {
-        matches!(self, Error::Docker(DockerError::Call { .. }) | Error::Store(StoreError::Unavailable { .. }))
+        matches!(
+            self,
+            Error::Docker(DockerError::Call { .. } | DockerError::Silent(_))
+                | Error::Store(StoreError::Unavailable { .. })
+        )
     }
 }
 
@@ -41,9 +45,10 @@ impl From<Error> for Failure {
             Error::Setting(_)
             | Error::Docker(DockerError::Setting(_))
             | Error::Store(StoreError::Setting(_)) => Failure::usage(error),
-            Error::Docker(DockerError::Call { .. }) | Error::Store(_) | Error::Claim(_) | Error::Ended(_) => {
-                Failure::failed(error)
-            }
+            Error::Docker(DockerError::Call { .. } | DockerError::Silent(_))
+            | Error::Store(_)
+            | Error::Claim(_)
+            | Error::Ended(_) => Failure::failed(error),
         }
     }
 }

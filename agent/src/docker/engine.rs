@@ -1,6 +1,6 @@
 //! What the agent needs of a Docker engine. The real client implements it, and the scripted engine of the tests does.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -12,7 +12,8 @@ use crate::inventory::container::{Container, Event, Summary};
 /// What happens to containers. It ends with an error.
 pub type Events = BoxStream<'static, Result<Event, DockerError>>;
 
-/// What went wrong between the agent and Docker. `Setting` stays so until someone changes it; `Call` is worth a retry.
+/// What went wrong between the agent and Docker. `Setting` stays so until someone changes it; the others are worth a
+/// retry.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerError {
     /// A setting cannot work.
@@ -28,6 +29,9 @@ pub enum DockerError {
         /// What the engine or the connection said.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// It is connected to and answers nothing.
+    #[error("Docker has answered nothing for {0:?}")]
+    Silent(Duration),
 }
 
 /// A Docker engine.

@@ -4,6 +4,9 @@
 //! - Nothing is published before the first list and every inspection that it raised: never half of what runs.
 //! - An event is published at once, without waiting for what is being asked.
 //!
+//! - An engine that hangs is noticed within a refresh: while a list is awaited, something must be answered. A slow engine
+//!   is not one that hangs: under a burst of starts inspections are answered and events come while the list waits.
+//!
 //! # Recovery
 //! - After a break the events are subscribed to anew, everything that is known is asked again, and Docker is listed.
 //! - While Docker is away, what is known stays for the grace time. Then everything is withdrawn.
@@ -48,6 +51,10 @@ pub const PART: &str = "docker";
 
 /// Inspections, and lists, that are asked for at once: more would queue behind Docker's lock.
 const MAX_CONCURRENT_INSPECTS: usize = 8;
+/// The least that an engine is given to answer a list.
+const MIN_LIST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most.
+const MAX_LIST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after an inspection failed Docker is listed, which raises the question again.
 const RELIST_DELAY: Duration = Duration::from_secs(1);
 
@@ -65,8 +72,8 @@ pub struct Watcher {
     running: watch::Sender<Option<Arc<RunningContainers>>>,
     waiting: VecDeque<Question>,
     asking: JoinSet<Answer>,
-    /// Whether a list is among what is asked.
-    is_listing: bool,
+    /// While a list is among what is asked: when the engine was last heard of, or the list asked for.
+    listing_since: Option<Instant>,
     /// Since when Docker has been out of reach.
     away_since: Option<Instant>,
     is_listed: bool,
@@ -110,7 +117,7 @@ impl Watcher {
             running,
             waiting: VecDeque::new(),
             asking: JoinSet::new(),
-            is_listing: false,
+            listing_since: None,
             away_since: None,
             is_listed: false,
             is_complete: false,
@@ -128,7 +135,7 @@ impl Watcher {
             // Their answers would be about the time before the break.
             self.asking.shutdown().await;
             self.waiting.clear();
-            self.is_listing = false;
+            self.listing_since = None;
             self.within_grace(tokio::time::sleep(backoff.next_delay())).await;
         }
     }
@@ -136,17 +143,21 @@ impl Watcher {
     /// Follows one stream of events until it breaks.
     async fn follow(&mut self, backoff: &mut Backoff) -> DockerError {
         if self.away_since.is_some() {
-            let engine = self.engine.clone();
-            if let Err(error) = self.within_grace(async move { engine.agree().await }).await {
-                return error;
+            let (engine, timeout) = (self.engine.clone(), self.list_timeout());
+            let agreed = async move { tokio::time::timeout(timeout, engine.agree()).await };
+            match self.within_grace(agreed).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return error,
+                Err(_) => return DockerError::Silent(timeout),
             }
         }
         let (_reader, mut events) = read_events(&*self.engine, self.recent.since());
         self.waiting.extend(self.inventory.on_events_lost());
-        let mut relist = tokio::time::interval(self.refresh);
+        // The answer is due within the refresh.
+        let mut relist = tokio::time::interval(self.refresh * 2 / 3);
         relist.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let withdraw_at = self.withdraw_at();
+            let (withdraw_at, silent_at) = (self.withdraw_at(), self.silent_at());
             tokio::select! {
                 // Every branch is cancel safe: a channel, a set of tasks and timers.
                 biased;
@@ -168,8 +179,9 @@ impl Watcher {
                         Answer::Listed(Err(error)) => return error,
                     }
                 }
-                _ = relist.tick(), if !self.is_listing => self.list(),
+                _ = relist.tick(), if self.listing_since.is_none() => self.list(),
                 () = sleep_until(withdraw_at) => self.withdraw(),
+                () = sleep_until(silent_at) => return DockerError::Silent(self.list_timeout()),
             }
             // In this order: what is moot is dropped, and then counts as answered.
             self.ask();
@@ -191,6 +203,7 @@ impl Watcher {
     }
 
     fn on_event(&mut self, event: &Event) {
+        self.on_heard();
         if !self.recent.take(event) {
             return;
         }
@@ -200,12 +213,18 @@ impl Watcher {
         self.inventory.on_event(event).into_iter().for_each(|question| self.waiting.push_front(question));
     }
 
+    /// The engine does not hang.
+    fn on_heard(&mut self) {
+        self.listing_since = self.listing_since.map(|_| Instant::now());
+    }
+
     /// Takes an answer; tells whether there was one.
     fn on_inspected(
         &mut self,
         question: &Question,
         answer: Result<Option<Box<Container>>, DockerError>,
     ) -> bool {
+        self.on_heard();
         match answer {
             Ok(container) => self.inventory.on_inspected(question, container.map(|container| *container)),
             Err(error) => {
@@ -221,12 +240,12 @@ impl Watcher {
     fn on_list(&mut self, list: &[Summary]) {
         self.waiting.extend(self.inventory.on_list(list));
         self.away_since = None;
-        (self.is_listing, self.is_listed) = (false, true);
+        (self.listing_since, self.is_listed) = (None, true);
         self.part.ready();
     }
 
     fn list(&mut self) {
-        self.is_listing = true;
+        self.listing_since = Some(Instant::now());
         let engine = self.engine.clone();
         self.asking.spawn(async move { Answer::Listed(engine.list().await) });
     }
@@ -260,6 +279,15 @@ impl Watcher {
             }
             is_modified
         });
+    }
+
+    /// When the engine hangs, unless something is heard of it before.
+    fn silent_at(&self) -> Option<Instant> {
+        self.listing_since.map(|since| since + self.list_timeout())
+    }
+
+    fn list_timeout(&self) -> Duration {
+        (self.refresh / 3).clamp(MIN_LIST_TIMEOUT, MAX_LIST_TIMEOUT)
     }
 
     /// When what is known is withdrawn, unless Docker is back by then.

@@ -174,6 +174,76 @@ async fn everything_is_withdrawn_when_docker_is_away_for_longer_than_the_grace_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_engine_that_hangs_is_named_within_a_refresh_and_the_grace_time_counts_from_then() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    engine.put(&web("web"));
+    let agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    let calls = [Call::Agree, Call::List, Call::Inspect];
+    calls.iter().for_each(|call| engine.hang(call.clone()));
+    pass(LEASE.refresh).await;
+    let failed = Condition::Failed("Docker has answered nothing for 10s".to_owned());
+    assert_eq!(agent.condition("docker"), failed);
+    let grace = Duration::from_secs(60);
+    pass(grace - AT_ONCE * 5).await;
+    assert_eq!((registered(&store).await, agent.condition("docker")), (vec!["web".to_owned()], failed));
+    pass(AT_ONCE * 10).await;
+    assert_eq!(registered(&store).await, [""; 0]);
+    engine.put(&web("new"));
+    calls.iter().for_each(|call| engine.release(call));
+    pass(LEASE.refresh).await;
+    assert_eq!(registered(&store).await, ["new", "web"]);
+    assert_eq!(agent.condition("docker"), Condition::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_is_slow_is_not_one_that_hangs() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.hang(Call::List);
+    for number in 0..10 {
+        engine.start(&web(&format!("web-{number}")));
+        pass(Duration::from_secs(9)).await;
+        assert_eq!(agent.condition("docker"), Condition::Ready);
+    }
+    assert_eq!(registered(&store).await.len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_whose_inspection_hangs_holds_nobody_else_up() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.hang(Call::Inspect);
+    engine.start(&web("stuck"));
+    pass(AT_ONCE).await;
+    engine.let_through(&Call::Inspect);
+    engine.start(&web("other"));
+    pass(LEASE.refresh * 2).await;
+    assert_eq!(registered(&store).await, ["other"]);
+    assert_eq!(agent.condition("docker"), Condition::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_breaks_between_a_start_and_its_first_answer_misses_nothing() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.hang(Call::Inspect);
+    engine.start(&web("web"));
+    pass(AT_ONCE).await;
+    engine.set_down(true);
+    engine.forget_events();
+    engine.release(&Call::Inspect);
+    pass(Duration::from_secs(5)).await;
+    assert_eq!(registered(&store).await, [""; 0]);
+    engine.set_down(false);
+    pass(LEASE.refresh).await;
+    assert_eq!(registered(&store).await, ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_lease_puts_every_instance_back() {
     let (store, engine) = (MemoryStore::new(), engine());
     engine.put(&web("web"));
@@ -343,7 +413,7 @@ async fn the_keys_of_a_crashed_agent_are_adopted_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_host_writes_nothing_and_lists_docker_once_a_refresh() {
+async fn a_quiet_host_writes_nothing_and_lists_docker_three_times_in_two_refreshes() {
     let (store, engine) = (MemoryStore::new(), engine());
     engine.put(&web("web"));
     let _agent = Running::start(store.clone(), &engine);
@@ -353,7 +423,7 @@ async fn a_quiet_host_writes_nothing_and_lists_docker_once_a_refresh() {
     pass(LEASE.refresh * 10).await;
     assert!(is_quiet(&mut watched).await);
     let after = [Call::List, Call::Inspect].map(|call| engine.calls(&call));
-    assert_eq!(after, [before[0] + 10, before[1]]);
+    assert_eq!(after, [before[0] + 15, before[1]]);
 }
 
 #[tokio::test(start_paused = true)]
