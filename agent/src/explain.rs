@@ -8,6 +8,7 @@ use rollcall_shared::{
     model::instance::{Endpoint, Instance},
     process::setting::SettingError,
 };
+use tokio::sync::watch;
 
 use crate::{
     Error, Settings,
@@ -16,6 +17,7 @@ use crate::{
     registration::{
         Policy,
         address::Readers,
+        advertise::{self, Found},
         desired::{self, Described},
     },
     signals::{Allowed, policy::SIGNAL_LABEL},
@@ -31,7 +33,8 @@ pub async fn explain(
     readers: &Readers,
     container: &str,
 ) -> Result<String, Error> {
-    let policy = Policy::new(&settings.node, &settings.filter, readers)?;
+    let Found { advertised, missing: _ } = advertise::find(&settings.node.advertise, readers);
+    let policy = Policy::new(&settings.node, &settings.filter, readers, watch::channel(advertised).1)?;
     let docker = Docker::connect(&settings.docker).await?;
     let Some(found) = docker.inspect(container).await? else {
         let expected = "the name or ID of a container that runs on this host";

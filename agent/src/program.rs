@@ -53,6 +53,10 @@ pub struct ProgramSettings {
     /// The agent.
     #[command(flatten)]
     pub agent: Settings,
+    /// Register ports that are bound to the loopback interface too: everyone who reads etcd is on this host
+    #[arg(long, env = "ROLLCALL_LOOPBACK", global = true, help_heading = "Node")]
+    #[arg(value_parser = clap::builder::FalseyValueParser::new())]
+    pub loopback: bool,
     /// The lease.
     #[command(flatten)]
     pub lease: LeaseSettings,
@@ -91,7 +95,7 @@ pub struct ProcessSettings {
 /// # Errors
 /// A setting that cannot work, Docker or etcd out of reach at the start, and a node name that is another agent's.
 pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
-    let ProgramSettings { etcd, agent, lease, process, logs: _ } = settings;
+    let ProgramSettings { etcd, agent, loopback, lease, process, logs: _ } = settings;
     let ProcessSettings { on_exit, listen, wait } = process;
     if etcd.endpoints.is_empty() {
         let expected = "etcd's client URLs, such as http://10.0.0.1:2379";
@@ -99,7 +103,7 @@ pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
     }
     etcd.check()?;
     lease.check()?;
-    let (keys, readers) = (etcd.prefix.clone(), readers(&etcd));
+    let (keys, readers) = (etcd.prefix.clone(), readers(&etcd, loopback));
     let store = Arc::new(EtcdStore::new(etcd).map_err(Failure::usage)?);
     let stop = shutdown::on_signal().map_err(Failure::failed)?;
     let metrics = telemetry::start_metrics().map_err(Failure::failed)?;
@@ -125,16 +129,14 @@ pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
 /// # Errors
 /// As of [`explain::explain`].
 pub async fn explain(settings: &ProgramSettings, container: &str) -> Result<String, Failure> {
-    let ProgramSettings { etcd, agent, lease: _, process: _, logs: _ } = settings;
-    Ok(explain::explain(agent, &etcd.prefix, &readers(etcd), container).await?)
+    let ProgramSettings { etcd, agent, loopback, lease: _, process: _, logs: _ } = settings;
+    Ok(explain::explain(agent, &etcd.prefix, &readers(etcd, *loopback), container).await?)
 }
 
-/// Who reads etcd: this host alone, where it listens there alone.
-fn readers(etcd: &EtcdSettings) -> Readers {
-    match etcd.first_host() {
-        Some(host) if !etcd.is_local() => Readers::AnyHost { etcd: host.to_owned() },
-        Some(_) | None => Readers::ThisHost,
-    }
+/// Who reads etcd: any host, unless the operator says otherwise. Where etcd listens does not tell, as it may be reached
+/// through a tunnel, a proxy or a published port.
+fn readers(etcd: &EtcdSettings, loopback: bool) -> Readers {
+    if loopback { Readers::ThisHost } else { Readers::AnyHost { etcd: etcd.first_host().map(str::to_owned) } }
 }
 
 #[cfg(test)]
@@ -157,13 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn an_etcd_on_the_loopback_interface_is_read_by_this_host_alone() {
-        for (etcd, expected) in [
-            ("http://127.0.0.1:2379", Readers::ThisHost),
-            ("http://10.0.0.1:2379", Readers::AnyHost { etcd: "10.0.0.1:2379".to_owned() }),
-        ] {
-            let cli = Cli::parse_from(["rollcall-agent", "--etcd", etcd]);
-            assert_eq!(readers(&cli.settings.etcd), expected);
+    fn etcd_is_read_by_any_host_unless_the_operator_says_otherwise() {
+        let read_by = |flags: &[&str]| {
+            let settings = Cli::parse_from([&["rollcall-agent"], flags].concat()).settings;
+            readers(&settings.etcd, settings.loopback)
+        };
+        for etcd in ["127.0.0.1:2379", "10.0.0.1:2379"] {
+            assert_eq!(read_by(&["--etcd", etcd]), Readers::AnyHost { etcd: Some(etcd.to_owned()) });
+            assert_eq!(read_by(&["--etcd", etcd, "--loopback"]), Readers::ThisHost);
         }
     }
 }

@@ -19,7 +19,9 @@ use crate::{
     Error, Settings,
     docker::{Docker, Engine},
     inventory::{Watcher, watcher::InventoryReceiver},
-    registration::{self, Policy, Registrar, address::Readers, observed::Kind},
+    registration::{
+        self, Policy, Registrar, address::Readers, advertise, finder::AddressFinder, observed::Kind,
+    },
     signals::{
         self, Dispatcher, SignalSettings,
         decode::{DecodeConsumer, DecodeRequest},
@@ -55,22 +57,43 @@ impl Agent {
     /// Settings that cannot work, and Docker or the store out of reach at the start. Later it tries again and says so
     /// in its readiness; only a name that belongs to another agent ends it.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let policy = Policy::new(&self.settings.node, &self.settings.filter, &self.readers)?;
+        let (policy, finder) = self.policy()?;
         let startup = Startup { deadline: Instant::now() + self.wait, stop };
         let connect = || async { Ok(Docker::connect(&self.settings.docker).await?) };
         match startup.attempt(connect).await? {
-            Some(docker) => self.run_on(Arc::new(docker), policy, startup).await,
+            Some(docker) => self.run_on(Arc::new(docker), policy, finder, startup).await,
             None => Ok(()),
         }
     }
 
-    /// Runs on an engine that is connected to.
-    async fn run_on(self, engine: Arc<dyn Engine>, policy: Policy, startup: Startup) -> Result<(), Error> {
-        let span = tracing::info_span!("node", name = %policy.node);
-        self.work(engine, policy, startup).instrument(span).await
+    /// What the settings say, and the finder of what depends on the host's network.
+    fn policy(&self) -> Result<(Policy, AddressFinder), Error> {
+        let (wanted, readers) = (self.settings.node.advertise.clone(), self.readers.clone());
+        let search = move || advertise::find(&wanted, &readers);
+        let (finder, addresses) = AddressFinder::new(search, &self.readiness);
+        let policy = Policy::new(&self.settings.node, &self.settings.filter, &self.readers, addresses)?;
+        Ok((policy, finder))
     }
 
-    async fn work(self, engine: Arc<dyn Engine>, policy: Policy, startup: Startup) -> Result<(), Error> {
+    /// Runs on an engine that is connected to.
+    async fn run_on(
+        self,
+        engine: Arc<dyn Engine>,
+        policy: Policy,
+        finder: AddressFinder,
+        startup: Startup,
+    ) -> Result<(), Error> {
+        let span = tracing::info_span!("node", name = %policy.node);
+        self.work(engine, policy, finder, startup).instrument(span).await
+    }
+
+    async fn work(
+        self,
+        engine: Arc<dyn Engine>,
+        policy: Policy,
+        finder: AddressFinder,
+        startup: Startup,
+    ) -> Result<(), Error> {
         crate::describe_metrics();
         let key = self.keys.format(&Key::Node(policy.node.clone()));
         let id = startup.attempt(|| async { Ok(engine.id().await?) });
@@ -80,18 +103,20 @@ impl Agent {
         let found = startup.attempt(|| async { Ok(self.store.list(&own).await?) });
         let Some(found) = found.await? else { return Ok(()) };
         let draining = registration::left_behind::draining(&found.entries);
+        // Before anything is described: a predecessor's registrations stay as they are.
+        let looked = startup.attempt(|| async { Ok(finder.look().await) });
+        let Some(is_complete) = looked.await? else { return Ok(()) };
 
-        let record = NodeRecord {
-            v: V1,
-            claim: Claim::new(engine_id, self.lease.ttl.as_secs()),
-            advertise: Some(policy.address.advertised.to_string()),
-        };
+        // The address may change, and the instances say it.
+        let claim = Claim::new(engine_id, self.lease.ttl.as_secs());
+        let record = NodeRecord { v: V1, claim, advertise: None };
         let name = (policy.node.to_string(), key);
         let (keeper, sessions) =
             Keeper::new(self.store.clone(), name, record, self.lease, self.on_exit, &self.readiness);
         let (grace, refresh) = (self.settings.docker.docker_grace, self.lease.refresh);
         let (watcher, inventory) = Watcher::new(engine.clone(), draining, refresh, grace, &self.readiness);
         let mut tasks = Tasks::default();
+        tasks.spawn("address finder", finder.run(is_complete, refresh, watcher.notifier()));
         tasks.spawn("watcher", watcher.run());
         let host = Host { engine, store: self.store, keys: self.keys, node: policy.node.clone() };
         let wiring = Wiring { host, readiness: self.readiness, sessions, inventory };

@@ -338,7 +338,11 @@ fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<(
             1,
             "Docker at tcp://127.0.0.1:1",
         ),
-        (vec!["--etcd", "http://127.0.0.1:1", "--advertise", "nosuch0"], 2, "--advertise is nosuch0"),
+        (
+            vec!["--etcd", "http://127.0.0.1:1", "--advertise", "0.0.0.0"],
+            2,
+            "expected an address, not all of",
+        ),
         (
             vec!["--etcd", "http://127.0.0.1:1", "--etcd-cert", "/x"],
             2,

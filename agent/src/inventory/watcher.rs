@@ -46,6 +46,17 @@ use crate::docker::{DockerError, Engine};
 /// reach for longer than the grace time.
 pub type InventoryReceiver = watch::Receiver<Option<Arc<RunningContainers>>>;
 
+/// Has those who read what runs look again: what is registered depends on something else that has changed.
+#[derive(Debug)]
+pub struct InventoryNotifier(watch::Sender<Option<Arc<RunningContainers>>>);
+
+impl InventoryNotifier {
+    /// Has them look again.
+    pub fn notify(&self) {
+        self.0.send_modify(|_| {});
+    }
+}
+
 /// The name under which the readiness report has Docker.
 pub const PART: &str = "docker";
 
@@ -123,6 +134,11 @@ impl Watcher {
             is_complete: false,
         };
         (watcher, receiver)
+    }
+
+    /// A notifier of those who read what runs.
+    pub fn notifier(&self) -> InventoryNotifier {
+        InventoryNotifier(self.running.clone())
     }
 
     /// Runs until it is dropped.

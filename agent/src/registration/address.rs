@@ -15,9 +15,12 @@ pub enum Readers {
     /// Processes of any host.
     AnyHost {
         /// etcd's host and port, towards which this host's own address is found.
-        etcd: String,
+        etcd: Option<String>,
     },
 }
+
+/// Why nothing of the host's own is registered before its network is there.
+const NO_ADDRESS: &str = "this host has no address yet";
 
 /// What an address depends on beside the container.
 #[derive(Debug, Clone)]
@@ -85,13 +88,14 @@ fn endpoints(
         ips.into_iter().map(|ip| Endpoint { address: Address::Ip(ip), port: port.number }).collect()
     };
     let (network, endpoints) = match mode {
-        AddressMode::Host if container.host_network => (None, at(own(policy.advertised))),
+        AddressMode::Host | AddressMode::Network(_) if container.host_network => {
+            (None, at(own(policy.advertised)?))
+        }
         AddressMode::Host => (None, published(container, port, policy)?),
         AddressMode::Name => {
             let address = Address::Name(container.name.clone());
             (None, vec![Endpoint { address, port: port.number }])
         }
-        AddressMode::Network(_) if container.host_network => (None, at(own(policy.advertised))),
         AddressMode::Network(wanted) => {
             let (name, ips) = on_network(container, wanted.as_deref())?;
             (Some(name), at(ips))
@@ -100,24 +104,18 @@ fn endpoints(
     Ok(Reached { port, network, endpoints })
 }
 
-fn own(advertised: Advertised) -> Vec<IpAddr> {
-    advertised.v4.map(IpAddr::V4).into_iter().chain(advertised.v6.map(IpAddr::V6)).collect()
+fn own(advertised: Advertised) -> Result<Vec<IpAddr>, String> {
+    let own = advertised.v4.map(IpAddr::V4).into_iter().chain(advertised.v6.map(IpAddr::V6));
+    if advertised == Advertised::default() { Err(NO_ADDRESS.to_owned()) } else { Ok(own.collect()) }
 }
 
 fn published(container: &Container, port: Port, policy: &AddressPolicy) -> Result<Vec<Endpoint>, String> {
     let mut endpoints = Vec::new();
     let mut reasons = Vec::new();
     for binding in container.bindings.iter().filter(|binding| binding.to == port) {
-        let ip =
-            if binding.ip.is_unspecified() { policy.advertised.like(binding.ip) } else { Some(binding.ip) };
-        match ip {
-            None => {
-                reasons.push(format!("it is published on {} and --advertise has no such address", binding.ip))
-            }
-            Some(ip) if ip.is_loopback() && !policy.loopback => {
-                reasons.push(format!("it is published on {ip}, which only this host reaches"));
-            }
-            Some(ip) => endpoints.push(Endpoint { address: Address::Ip(ip), port: binding.port }),
+        match host_ip(binding.ip, policy) {
+            Ok(ip) => endpoints.push(Endpoint { address: Address::Ip(ip), port: binding.port }),
+            Err(reason) => reasons.push(reason),
         }
     }
     endpoints.sort_unstable();
@@ -127,6 +125,22 @@ fn published(container: &Container, port: Port, policy: &AddressPolicy) -> Resul
         return Err(if reasons.is_empty() { "it is not published".to_owned() } else { reasons.join("; ") });
     }
     Ok(endpoints)
+}
+
+/// The address at which a port is reached that is published on this one.
+fn host_ip(published: IpAddr, policy: &AddressPolicy) -> Result<IpAddr, String> {
+    if published.is_loopback() && !policy.loopback {
+        return Err(format!(
+            "it is published on {published}, which only this host reaches: expected --loopback"
+        ));
+    }
+    if !published.is_unspecified() {
+        return Ok(published);
+    }
+    policy.advertised.like(published).ok_or_else(|| match policy.advertised {
+        Advertised { v4: None, v6: None } => NO_ADDRESS.to_owned(),
+        _ => format!("it is published on {published} and --advertise has no such address"),
+    })
 }
 
 fn on_network(container: &Container, wanted: Option<&str>) -> Result<(String, Vec<IpAddr>), String> {
@@ -216,10 +230,20 @@ mod tests {
         let web = publishing(&[("80/tcp", "127.0.0.1", 8080)]);
         assert_eq!(
             shown(&web, &policy("host")),
-            ["80/tcp (it is published on 127.0.0.1, which only this host reaches)"]
+            ["80/tcp (it is published on 127.0.0.1, which only this host reaches: expected --loopback)"]
         );
         let here = AddressPolicy { loopback: true, ..policy("host") };
         assert_eq!(shown(&web, &here), ["80/tcp 127.0.0.1:8080"]);
+    }
+
+    #[test]
+    fn before_the_host_has_an_address_nothing_stands_in_for_it() {
+        let unknown = AddressPolicy { advertised: Advertised::default(), ..policy("host") };
+        let mut web = publishing(&[("80/tcp", "0.0.0.0", 8080), ("81/tcp", "192.168.7.5", 81)]);
+        let expected = ["80/tcp (this host has no address yet)", "81/tcp 192.168.7.5:81"];
+        assert_eq!(shown(&web, &unknown), expected);
+        web = Container { host_network: true, bindings: vec![], exposed: [port("80")].into(), ..web };
+        assert_eq!(shown(&web, &unknown), ["80/tcp (this host has no address yet)"]);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::{
 };
 
 use ipnet::IpNet;
-use rollcall_shared::process::setting::SettingError;
+
+use super::address::Readers;
 
 const FLAG: &str = "--advertise";
 
@@ -25,8 +26,10 @@ pub enum Advertise {
 impl FromStr for Advertise {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(ip) = text.parse() {
-            return Ok(Advertise::Ip(ip));
+        match text.parse::<IpAddr>() {
+            Ok(ip) if ip.is_unspecified() => return Err("expected an address, not all of them".to_owned()),
+            Ok(ip) => return Ok(Advertise::Ip(ip)),
+            Err(_) => {}
         }
         if let Ok(network) = text.parse() {
             return Ok(Advertise::Network(network));
@@ -94,50 +97,63 @@ struct Local {
     ip: IpAddr,
 }
 
-/// Finds the addresses to advertise. Where the operator names none, it is the source address of the route to `etcd`
-/// (host:port), or of the default route where that is not given or on this machine.
-///
-/// # Errors
-/// A setting that no address of this host meets.
-pub fn resolve(settings: &[Advertise], etcd: Option<&str>) -> Result<Advertised, SettingError> {
-    if settings.is_empty() {
-        return Ok(by_route(etcd));
-    }
-    let interfaces = if_addrs::get_if_addrs().map_err(|error| {
-        let settings: Vec<String> = settings.iter().map(Advertise::to_string).collect();
-        SettingError::caused(FLAG, settings.join(","), error)
-    })?;
-    let locals: Vec<Local> =
-        interfaces.iter().map(|found| Local { interface: found.name.clone(), ip: found.ip() }).collect();
-    choose(settings, &locals)
+/// What was found of the addresses to advertise, and what was not, in words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The addresses.
+    pub advertised: Advertised,
+    /// What is not there (yet): an interface or an address.
+    pub missing: Vec<String>,
 }
 
-/// Chooses among the host's addresses.
-fn choose(settings: &[Advertise], locals: &[Local]) -> Result<Advertised, SettingError> {
-    let mut advertised = Advertised::default();
+/// Finds the addresses to advertise. Where the operator names none, it is the source address of the route to etcd, or of
+/// the default route where that is on this machine. May block, as etcd's name is looked up.
+pub fn find(settings: &[Advertise], readers: &Readers) -> Found {
+    if settings.is_empty() {
+        return by_route(readers);
+    }
+    let only_ips = settings.iter().all(|setting| matches!(setting, Advertise::Ip(_)));
+    match if_addrs::get_if_addrs() {
+        _ if only_ips => choose(settings, &[]),
+        Ok(interfaces) => {
+            let local = |found: &if_addrs::Interface| Local { interface: found.name.clone(), ip: found.ip() };
+            choose(settings, &interfaces.iter().map(local).collect::<Vec<_>>())
+        }
+        Err(error) => {
+            let missing = vec![format!("the interfaces cannot be listed: {error}")];
+            Found { advertised: Advertised::default(), missing }
+        }
+    }
+}
+
+/// Chooses among the host's addresses. A loopback address is chosen only where it is given as such.
+fn choose(settings: &[Advertise], locals: &[Local]) -> Found {
+    let mut found = Found::default();
     for setting in settings {
-        let matching: Vec<IpAddr> = match setting {
+        let here = |is_meant: &dyn Fn(&Local) -> bool| -> Vec<IpAddr> {
+            let useful = |local: &&Local| is_useful(local.ip) && is_meant(local);
+            locals.iter().filter(useful).map(|local| local.ip).collect()
+        };
+        let matching = match setting {
             // Taken as it is: it may be an address in front of this host.
-            Advertise::Ip(ip) if !ip.is_unspecified() => vec![*ip],
-            Advertise::Ip(_) => Vec::new(),
-            Advertise::Network(network) => {
-                locals.iter().map(|local| local.ip).filter(|ip| network.contains(ip)).collect()
-            }
-            Advertise::Interface(name) => locals
-                .iter()
-                .filter(|local| local.interface == *name && !is_link_local(local.ip))
-                .map(|local| local.ip)
-                .collect(),
+            Advertise::Ip(ip) => vec![*ip],
+            Advertise::Network(network) => here(&|local| network.contains(&local.ip)),
+            Advertise::Interface(name) => here(&|local| local.interface == *name),
         };
         if matching.is_empty() {
             let have: Vec<String> =
                 locals.iter().map(|local| format!("{} {}", local.interface, local.ip)).collect();
-            let expected = format!("an address of this host, which has {}", have.join(", "));
-            return Err(SettingError::new(FLAG, setting, expected));
+            let have = have.join(", ");
+            found.missing.push(format!("{FLAG} is {setting} and no address of it is here, only {have}"));
         }
-        matching.into_iter().for_each(|ip| advertised.add(ip));
+        matching.into_iter().for_each(|ip| found.advertised.add(ip));
     }
-    Ok(advertised)
+    found
+}
+
+/// Whether another host may reach it.
+fn is_useful(ip: IpAddr) -> bool {
+    !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(ip)
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
@@ -147,21 +163,27 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-fn by_route(etcd: Option<&str>) -> Advertised {
+fn by_route(readers: &Readers) -> Found {
     // Documentation addresses: only the route to them is looked up, nothing is sent.
     const ANYWHERE: [&str; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"];
+    let etcd = match readers {
+        Readers::ThisHost => None,
+        Readers::AnyHost { etcd } => etcd.as_deref(),
+    };
     let mut advertised = Advertised::default();
-    let useful = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(*ip);
     for destination in etcd.into_iter().chain(ANYWHERE) {
-        if let Some(ip) = source_of_route(destination).ok().filter(useful) {
+        if let Some(ip) = source_of_route(destination).ok().filter(|ip| is_useful(*ip)) {
             advertised.add(ip);
         }
     }
-    if advertised == Advertised::default() {
+    let is_missing = advertised == Advertised::default();
+    if is_missing && *readers == Readers::ThisHost {
         // A host without any route still reaches itself.
         advertised.v4 = Some(Ipv4Addr::LOCALHOST);
+        return Found { advertised, missing: Vec::new() };
     }
-    advertised
+    let missing = is_missing.then(|| format!("no route leads off it, and {FLAG} gives no address"));
+    Found { advertised, missing: missing.into_iter().collect() }
 }
 
 fn source_of_route(destination: &str) -> io::Result<IpAddr> {
@@ -189,33 +211,45 @@ mod tests {
         .to_vec()
     }
 
-    fn chosen(settings: &[&str]) -> Result<String, String> {
+    fn chosen(settings: &[&str]) -> Found {
         let settings: Vec<Advertise> =
             settings.iter().map(|setting| setting.parse().expect("a setting")).collect();
-        let chosen = choose(&settings, &locals());
-        chosen.map(|advertised| advertised.to_string()).map_err(|error| error.to_string())
+        choose(&settings, &locals())
+    }
+
+    fn shown(settings: &[&str]) -> String {
+        let Found { advertised, missing } = chosen(settings);
+        assert_eq!(missing, [""; 0]);
+        advertised.to_string()
     }
 
     #[test]
     fn an_interface_gives_its_address_of_each_family() {
-        assert_eq!(chosen(&["eth0"]), Ok("10.0.0.5,fd00::5".to_owned()));
+        assert_eq!(shown(&["eth0"]), "10.0.0.5,fd00::5");
     }
 
     #[test]
     fn a_network_gives_the_address_in_it_and_an_ip_is_taken_as_it_is() {
-        assert_eq!(chosen(&["192.168.0.0/16"]), Ok("192.168.7.5".to_owned()));
-        assert_eq!(chosen(&["203.0.113.9", "fd00::/8"]), Ok("203.0.113.9,fd00::5".to_owned()));
+        assert_eq!(shown(&["192.168.0.0/16"]), "192.168.7.5");
+        assert_eq!(shown(&["203.0.113.9", "fd00::/8"]), "203.0.113.9,fd00::5");
+        assert_eq!(shown(&["127.0.0.1"]), "127.0.0.1");
+        assert!("0.0.0.0".parse::<Advertise>().is_err());
     }
 
     #[test]
-    fn a_setting_that_no_address_meets_is_refused_with_what_there_is() {
-        let error = chosen(&["172.16.0.0/12"]).expect_err("there is none");
-        assert!(
-            error.starts_with("--advertise is 172.16.0.0/12: expected an address of this host"),
-            "{error}"
-        );
-        assert!(error.contains("eth1 192.168.7.5"), "{error}");
-        assert!(chosen(&["0.0.0.0"]).is_err());
-        assert!(chosen(&["wlan7"]).is_err());
+    fn what_no_address_meets_is_missing_and_the_rest_is_there() {
+        let Found { advertised, missing } = chosen(&["172.16.0.0/12", "wlan7", "eth1"]);
+        assert_eq!((advertised.to_string().as_str(), missing.len()), ("192.168.7.5", 2));
+        assert!(missing[0].starts_with("--advertise is 172.16.0.0/12 and no address of it"), "{missing:?}");
+        assert!(missing[1].contains("eth1 192.168.7.5"), "{missing:?}");
+    }
+
+    #[test]
+    fn neither_an_interface_nor_a_network_gives_a_loopback_address() {
+        assert_eq!(shown(&["0.0.0.0/0"]), "10.0.0.5");
+        for setting in ["lo", "127.0.0.0/8"] {
+            let Found { advertised, missing } = chosen(&[setting]);
+            assert_eq!((advertised, missing.len()), (Advertised::default(), 1), "{setting}");
+        }
     }
 }

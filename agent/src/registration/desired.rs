@@ -18,7 +18,9 @@ use rollcall_shared::{
 
 use super::{
     address::{self, AddressPolicy, PortReached, Reached, Readers},
-    advertise, filter, labels,
+    filter,
+    finder::AddressReceiver,
+    labels,
     settings::{AddressMode, FilterSettings, NodeSettings},
 };
 use crate::inventory::{
@@ -41,29 +43,28 @@ pub struct Policy {
     pub filter: FilterSettings,
     /// Where they are reached.
     pub address: AddressPolicy,
+    /// The host's own addresses as they change.
+    pub addresses: AddressReceiver,
 }
 
 impl Policy {
     /// What the settings say.
     ///
     /// # Errors
-    /// A setting that cannot work on this host.
+    /// The host has no name that can be the node's.
     pub fn new(
         node: &NodeSettings,
         filter: &FilterSettings,
         readers: &Readers,
+        addresses: AddressReceiver,
     ) -> Result<Self, SettingError> {
-        let etcd = match readers {
-            Readers::ThisHost => None,
-            Readers::AnyHost { etcd } => Some(etcd.as_str()),
-        };
         let address = AddressPolicy {
             mode: node.address.clone().unwrap_or(AddressMode::Host),
-            advertised: advertise::resolve(&node.advertise, etcd)?,
+            advertised: *addresses.borrow(),
             loopback: *readers == Readers::ThisHost,
             ports: node.ports.clone(),
         };
-        Ok(Self { node: node.name()?, filter: filter.clone(), address })
+        Ok(Self { node: node.name()?, filter: filter.clone(), address, addresses })
     }
 }
 
@@ -206,9 +207,16 @@ impl Desired {
         self.running.as_ref().map(|_| &self.values)
     }
 
-    /// Takes what runs now.
+    /// Takes what runs now. If the host's addresses have changed, everything is described anew.
     pub fn update(&mut self, running: Arc<RunningContainers>) {
-        let before = self.running.replace(running.clone()).unwrap_or_default();
+        let mut before = self.running.replace(running.clone()).unwrap_or_default();
+        let advertised = *self.policy.addresses.borrow();
+        if self.policy.address.advertised != advertised {
+            self.policy.address.advertised = advertised;
+            before = Arc::default();
+            self.registered.clear();
+            self.values.clear();
+        }
         for pair in before.iter().merge_join_by(&*running, |(a, _), (b, _)| a.cmp(b)) {
             match pair {
                 Left((id, _)) => self.forget(id),
@@ -239,6 +247,8 @@ impl Desired {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use tokio::sync::watch;
+
     use super::*;
     use crate::{
         inventory::container::{Binding, testing::container},
@@ -246,7 +256,9 @@ pub(crate) mod tests {
     };
 
     pub(crate) fn policy() -> Policy {
+        let advertised = Advertised { v4: Some("10.0.0.5".parse().expect("an address")), v6: None };
         Policy {
+            addresses: watch::channel(advertised).1,
             node: "h1".parse().expect("a name"),
             filter: FilterSettings {
                 containers: Vec::new(),
@@ -258,7 +270,7 @@ pub(crate) mod tests {
             },
             address: AddressPolicy {
                 mode: AddressMode::Host,
-                advertised: Advertised { v4: Some("10.0.0.5".parse().expect("an address")), v6: None },
+                advertised,
                 loopback: false,
                 ports: Vec::new(),
             },
@@ -334,6 +346,27 @@ pub(crate) mod tests {
         assert_eq!(values(&[("b", &b)]).len(), 1);
         assert_eq!(values(&[("b", &other("web-2"))]).len(), 1);
         assert_eq!(values(&[]).len(), 0);
+    }
+
+    #[test]
+    fn when_the_hosts_address_changes_everything_is_described_anew() {
+        let (found, addresses) = watch::channel(Advertised::default());
+        let address = AddressPolicy { advertised: Advertised::default(), ..policy().address };
+        let mut desired =
+            Desired::new(Policy { addresses, address, ..policy() }, "/rollcall".parse().expect("a prefix"));
+        let running = Arc::new(RunningContainers::from([(web().container.id.clone(), web())]));
+        for (address, expected) in
+            [(None, None), (Some("10.0.0.7"), Some("10.0.0.7")), (Some("10.1.0.1"), Some("10.1.0.1"))]
+        {
+            found
+                .send_replace(Advertised { v4: address.map(|ip| ip.parse().expect("an address")), v6: None });
+            desired.update(running.clone());
+            let values = desired.values().expect("it is known what runs");
+            let registered: Vec<Instance> =
+                values.values().map(|value| codec::decode(value).expect("an instance")).collect();
+            let registered: Vec<String> = registered.iter().map(|found| found.address.to_string()).collect();
+            assert_eq!(registered, Vec::from_iter(expected));
+        }
     }
 
     #[test]

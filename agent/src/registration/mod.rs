@@ -9,6 +9,7 @@ pub mod labels;
 
 pub mod address;
 pub mod advertise;
+pub mod finder;
 
 pub mod desired;
 pub mod left_behind;

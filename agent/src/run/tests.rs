@@ -29,6 +29,7 @@ use super::*;
 use crate::{
     docker::testing::{Call, ScriptedEngine},
     inventory::container::{Action, Binding, Container, testing::container},
+    registration::advertise::{Advertised, Found},
 };
 
 mod registering;
@@ -64,9 +65,14 @@ impl Running {
     }
 
     fn start_with(store: impl Store, engine: &ScriptedEngine, on_exit: OnExit) -> Self {
+        let agent = Self::agent(store, on_exit);
+        let (policy, finder) = agent.policy().expect("it can work");
+        Self::spawn(agent, engine, policy, finder)
+    }
+
+    fn agent(store: impl Store, on_exit: OnExit) -> Agent {
         let settings = Flags::parse_from(["agent", "--node", "h1", "--advertise", "10.0.0.5"]).settings;
-        let (stop, readiness) = (CancellationToken::new(), Readiness::default());
-        let agent = Agent {
+        Agent {
             settings,
             lease: LEASE,
             wait: Duration::from_secs(10),
@@ -74,11 +80,27 @@ impl Running {
             store: Arc::new(store),
             keys: keys(),
             readers: Readers::ThisHost,
-            readiness: readiness.clone(),
-        };
-        let policy = Policy::new(&agent.settings.node, &agent.settings.filter, &agent.readers);
+            readiness: Readiness::default(),
+        }
+    }
+
+    /// Starts one that finds the host's addresses like this.
+    fn start_on(
+        store: impl Store,
+        engine: &ScriptedEngine,
+        search: impl Fn() -> Found + Send + Sync + 'static,
+    ) -> Self {
+        let agent = Self::agent(store, OnExit::Revoke);
+        let (finder, addresses) = AddressFinder::new(search, &agent.readiness);
+        let Settings { node, filter, .. } = &agent.settings;
+        let policy = Policy::new(node, filter, &agent.readers, addresses).expect("it can work");
+        Self::spawn(agent, engine, policy, finder)
+    }
+
+    fn spawn(agent: Agent, engine: &ScriptedEngine, policy: Policy, finder: AddressFinder) -> Self {
+        let (stop, readiness) = (CancellationToken::new(), agent.readiness.clone());
         let startup = Startup { deadline: Instant::now() + agent.wait, stop: stop.clone() };
-        let running = agent.run_on(Arc::new(engine.clone()), policy.expect("it can work"), startup);
+        let running = agent.run_on(Arc::new(engine.clone()), policy, finder, startup);
         Self { stop, task: tokio::spawn(running), readiness }
     }
 

@@ -1,6 +1,7 @@
 //! What is registered follows what runs, whatever breaks in between.
 
 use super::*;
+use crate::registration::finder;
 
 #[tokio::test(start_paused = true)]
 async fn a_start_registers_at_once_and_an_end_withdraws_by_its_event_alone() {
@@ -241,6 +242,40 @@ async fn an_engine_that_breaks_between_a_start_and_its_first_answer_misses_nothi
     engine.set_down(false);
     pass(LEASE.refresh).await;
     assert_eq!(registered(&store).await, ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_is_not_there_yet_is_waited_for_and_one_that_changes_is_followed() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let bound = Binding { ip: "192.168.7.5".parse().expect("an address"), ..web("bound").bindings[0] };
+    engine.put(&Container { bindings: vec![bound], ..web("bound") });
+    engine.put(&web("web"));
+    let here: watch::Sender<Option<&str>> = watch::Sender::new(None);
+    let (host, none) = (here.clone(), || vec!["eth0 has no address".to_owned()]);
+    let agent = Running::start_on(store.clone(), &engine, move || {
+        let v4 = host.borrow().map(|ip| ip.parse().expect("an address"));
+        Found { missing: if v4.is_none() { none() } else { vec![] }, advertised: Advertised { v4, v6: None } }
+    });
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["bound"], "what does not need it");
+    let reason = "this host has no address yet: eth0 has no address".to_owned();
+    assert_eq!(agent.condition(finder::PART), Condition::Waiting(reason));
+    let address = async || {
+        let instances = registered_instances(&store).await;
+        let web = instances.iter().find(|instance| instance.container.as_str() == "web");
+        web.map(|web| web.address.to_string())
+    };
+    here.send_replace(Some("10.0.0.5"));
+    pass(Duration::from_secs(1) + AT_ONCE).await;
+    assert_eq!(address().await.as_deref(), Some("10.0.0.5"));
+    assert_eq!(agent.condition(finder::PART), Condition::Ready);
+    here.send_replace(Some("10.0.0.6"));
+    pass(LEASE.refresh).await;
+    assert_eq!(address().await.as_deref(), Some("10.0.0.6"));
+    here.send_replace(None);
+    pass(LEASE.refresh).await;
+    assert_eq!(address().await.as_deref(), Some("10.0.0.6"), "it may be back in a moment");
+    assert!(matches!(agent.condition(finder::PART), Condition::Waiting(_)));
 }
 
 #[tokio::test(start_paused = true)]
