@@ -5,22 +5,29 @@ use std::sync::Arc;
 use rollcall_shared::{
     codec,
     keys::{Key, Keys},
-    model::instance::{Endpoint, Instance},
-    process::setting::SettingError,
+    model::{
+        instance::{Endpoint, Instance},
+        signal::Signal,
+    },
+    process::{setting::SettingError, text::escaped},
 };
 use tokio::sync::watch;
 
 use crate::{
     Error, Settings,
     docker::{Docker, Engine},
-    inventory::Running,
+    inventory::{Running, RunningContainers, container::Container},
     registration::{
         Policy,
         address::Readers,
         advertise::{self, Found},
         desired::{self, Described},
+        omission::MAX_SHOWN_CHARS,
     },
-    signals::{Allowed, policy::SIGNAL_LABEL},
+    signals::{
+        Allowed,
+        policy::{self, SIGNAL_LABEL},
+    },
 };
 
 /// Explains one running container, by name or ID, in a few lines for people.
@@ -41,12 +48,27 @@ pub async fn explain(
         return Err(SettingError::new("CONTAINER", format!("{container:?}"), expected).into());
     };
     let running = Running { container: Arc::new(found), is_draining: false };
-    Ok(explanation(&running, &policy, keys, &settings.signals.allow))
+    let all = shared_network(&docker, &running).await?;
+    Ok(explanation(&running, &all, &policy, keys, &settings.signals.allow))
 }
 
-fn explanation(running: &Running, policy: &Policy, keys: &Keys, allowed: &[Allowed]) -> String {
+/// The container whose network this one shares, if it does.
+async fn shared_network(docker: &Docker, running: &Running) -> Result<RunningContainers, Error> {
+    let Some(other) = &running.container.network_of else { return Ok(RunningContainers::new()) };
+    let found = docker.inspect(other).await?;
+    let running = |container: Container| Running { container: Arc::new(container), is_draining: false };
+    Ok(found.map(|container| (container.id.clone(), running(container))).into_iter().collect())
+}
+
+fn explanation(
+    running: &Running,
+    all: &RunningContainers,
+    policy: &Policy,
+    keys: &Keys,
+    allowed: &[Allowed],
+) -> String {
     let container = &*running.container;
-    let description = desired::describe(running, policy);
+    let description = desired::describe(running, all, policy);
     let mut lines = vec![format!("{} ({}), image {}", container.name, container.short_id, container.image)];
     lines.push(format!("  node {}, advertised as {}", policy.node, policy.address.advertised));
     if let Some(reason) = &description.skipped {
@@ -62,18 +84,30 @@ fn explanation(running: &Running, policy: &Policy, keys: &Keys, allowed: &[Allow
             }
         }
     }
+    for omission in &description.refused {
+        lines.push(format!("  left out: {omission}"));
+    }
     for (id, instance) in description.instances(running, &policy.node) {
         lines.push(format!("  key {}", keys.format(&Key::Instance(id))));
         lines.push(format!("  value {}", String::from_utf8_lossy(&codec::encode(&instance))));
     }
-    let by_label = container.labels.get(SIGNAL_LABEL).map_or("none", String::as_str);
+    let by_label: String = match container.labels.get(SIGNAL_LABEL) {
+        Some(label) => label.chars().take(MAX_SHOWN_CHARS).collect(),
+        None => "none".to_owned(),
+    };
     let by_agent: Vec<String> = allowed.iter().map(Allowed::to_string).collect();
     let by_agent = if by_agent.is_empty() { "none".to_owned() } else { by_agent.join(", ") };
     lines.push(format!(
         "  signals allowed: by its label {SIGNAL_LABEL}: {by_label}; by --allow-signal: {by_agent}"
     ));
-    lines.push(String::new());
-    lines.join("\n")
+    // HUP stands for any signal that is not the container's own stop signal.
+    if let Some(restart) = policy::forgotten_restart(container, Signal::HUP) {
+        lines.push(format!(
+            "  a signal through Docker's API has Docker forget its --restart {restart}; one by an agent in the host's \
+             PID namespace does not"
+        ));
+    }
+    lines.iter().map(|line| escaped(line) + "\n").collect()
 }
 
 fn endpoints(instance: &Instance) -> String {
@@ -85,18 +119,18 @@ fn endpoints(instance: &Instance) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{inventory::container::Container, registration::desired::tests};
+    use crate::{inventory::container::Restart, registration::desired::tests};
 
     #[test]
     fn it_says_where_why_and_why_not() {
         let keys: Keys = "/rollcall".parse().expect("a prefix");
-        let text = explanation(&tests::web(), &tests::policy(), &keys, &[]);
+        let text = explanation(&tests::web(), &RunningContainers::new(), &tests::policy(), &keys, &[]);
         assert!(text.contains("80/tcp registered as 10.0.0.5:8080"), "{text}");
         assert!(text.contains("service app (from the image's name)"), "{text}");
         assert!(text.contains("key /rollcall/instances/h1/"), "{text}");
         let closed = Container { bindings: vec![], ..(*tests::web().container).clone() };
         let closed = Running { container: closed.into(), is_draining: false };
-        let text = explanation(&closed, &tests::policy(), &keys, &[]);
+        let text = explanation(&closed, &RunningContainers::new(), &tests::policy(), &keys, &[]);
         assert!(text.contains("not registered: it publishes no port"), "{text}");
     }
 
@@ -105,11 +139,36 @@ mod tests {
         let keys: Keys = "/rollcall".parse().expect("a prefix");
         let explained = |rules: &[&str]| {
             let rules: Vec<Allowed> = rules.iter().map(|rule| rule.parse().expect("a rule")).collect();
-            explanation(&tests::web(), &tests::policy(), &keys, &rules)
+            explanation(&tests::web(), &RunningContainers::new(), &tests::policy(), &keys, &rules)
         };
         let none = explained(&[]);
         assert!(none.contains("by its label rollcall.signal: none; by --allow-signal: none"), "{none}");
         let some = explained(&["HUP", "USR1:web-1"]);
         assert!(some.contains("by --allow-signal: HUP, USR1 to container web-1"), "{some}");
+    }
+
+    #[test]
+    fn nothing_that_a_container_says_forges_a_line_and_what_it_does_not_get_is_listed() {
+        let keys: Keys = "/rollcall".parse().expect("a prefix");
+        let mut web = (*tests::web().container).clone();
+        web.image = "app\n  80/tcp registered as 1.2.3.4:80".to_owned();
+        web.restart = Restart::UnlessStopped;
+        for (name, value) in [
+            ("rollcall.signal", "HUP\n  not registered"),
+            ("rollcall.weight", "1\n  x"),
+            ("public.lines", "a\nb"),
+            ("secret", "hunter2"),
+            ("SERVICE_NAME", "hunter2 /"),
+        ] {
+            web.labels.insert(name.to_owned(), value.to_owned());
+        }
+        let web = Running { container: web.into(), is_draining: false };
+        let text = explanation(&web, &RunningContainers::new(), &tests::policy(), &keys, &[]);
+        assert!(text.lines().all(|line| !line.starts_with("  80/tcp registered")), "{text}");
+        assert!(text.lines().all(|line| !line.starts_with("  not registered")), "{text}");
+        assert!(text.contains("left out: label public.lines has a control character"), "{text}");
+        assert!(text.contains("left out: rollcall.signal is"), "{text}");
+        assert!(text.contains("has Docker forget its --restart unless-stopped"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
     }
 }

@@ -27,5 +27,6 @@ pub use settings::Settings;
 pub fn describe_metrics() {
     inventory::watcher::describe_metrics();
     registration::registrar::describe_metrics();
+    registration::reporter::describe_metrics();
     signals::answer::describe_metrics();
 }

@@ -21,6 +21,7 @@ use crate::{
     inventory::{Watcher, watcher::InventoryReceiver},
     registration::{
         self, Policy, Registrar, address::Readers, advertise, finder::AddressFinder, observed::Kind,
+        reporter::OmissionReporter,
     },
     signals::{
         self, Dispatcher, SignalSettings,
@@ -180,6 +181,8 @@ impl Wiring {
             inventory: self.inventory,
             reports,
         };
+        let reporter = OmissionReporter::new(policy.clone(), inputs.inventory.clone(), &self.readiness);
+        tasks.spawn("reporter of what is left out", reporter.run());
         let registrar = Registrar::new(store, &keys, policy, inputs, &self.readiness);
         tasks.spawn("registrar", registrar.run());
     }

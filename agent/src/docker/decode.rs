@@ -1,19 +1,19 @@
 //! From what a Docker engine says to plain values.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
 
 use bollard::models::{
     ContainerInspectResponse, ContainerState, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings,
-    EventMessage, EventMessageTypeEnum, HealthStatusEnum, PortMap,
+    EventMessage, EventMessageTypeEnum, HealthStatusEnum, PortMap, RestartPolicy, RestartPolicyNameEnum,
 };
 use jiff::Timestamp;
 use rollcall_shared::model::{name::NameError, signal::Signal};
 
 use crate::inventory::container::{
-    Action, Addresses, Binding, Check, Container, Event, FullId, Port, Summary,
+    Action, Addresses, Binding, Check, Container, Event, FullId, Port, Restart, Summary,
 };
 
 /// An inspection that cannot be read.
@@ -99,7 +99,10 @@ pub(super) fn decode_container(answer: ContainerInspectResponse) -> Result<Optio
     let name = answer.name.unwrap_or_default();
     let config = answer.config.unwrap_or_default();
     let settings = answer.network_settings.unwrap_or_default();
-    let network_mode = answer.host_config.and_then(|config| config.network_mode);
+    let host_config = answer.host_config.unwrap_or_default();
+    let network_mode = host_config.network_mode.unwrap_or_default();
+    let (exposed, ports) = (config.exposed_ports.unwrap_or_default(), settings.ports.unwrap_or_default());
+    let stop_signal = config.stop_signal.and_then(|text| text.parse().ok());
     Ok(Some(Container {
         short_id: id.parse().map_err(named("ID"))?,
         id,
@@ -114,10 +117,14 @@ pub(super) fn decode_container(answer: ContainerInspectResponse) -> Result<Optio
             .and_then(|text| text.parse().ok())
             .ok_or(DecodeError::Missing("time of start"))?,
         pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
-        stop_signal: config.stop_signal.and_then(|text| text.parse().ok()).unwrap_or(Signal::TERM),
-        host_network: network_mode.is_some_and(|mode| mode == "host"),
-        exposed: decode_exposed(&config.exposed_ports.unwrap_or_default()),
-        bindings: decode_bindings(settings.ports.unwrap_or_default()),
+        stop_signal: stop_signal.unwrap_or(Signal::TERM),
+        names_stop_signal: stop_signal.is_some(),
+        restart: decode_restart(host_config.restart_policy),
+        host_network: network_mode == "host",
+        network_of: network_mode.strip_prefix("container:").map(str::to_owned),
+        exposed: exposed.iter().filter_map(|port| port.parse().ok()).collect(),
+        other_ports: exposed.iter().chain(ports.keys()).filter(is_other).cloned().collect(),
+        bindings: decode_bindings(ports),
         networks: decode_networks(settings.networks.unwrap_or_default()),
     }))
 }
@@ -137,9 +144,18 @@ fn decode_service_env(env: &[String]) -> BTreeMap<String, String> {
     service.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Ports of other protocols, such as SCTP, are left out.
-fn decode_exposed(ports: &[String]) -> BTreeSet<Port> {
-    ports.iter().filter_map(|port| port.parse().ok()).collect()
+/// Whether a port is of another protocol than TCP and UDP, such as `9/sctp`.
+fn is_other(port: &&String) -> bool {
+    port.parse::<Port>().is_err()
+}
+
+fn decode_restart(policy: Option<RestartPolicy>) -> Restart {
+    match policy.and_then(|policy| policy.name) {
+        Some(RestartPolicyNameEnum::ALWAYS) => Restart::Always,
+        Some(RestartPolicyNameEnum::UNLESS_STOPPED) => Restart::UnlessStopped,
+        Some(RestartPolicyNameEnum::ON_FAILURE) => Restart::OnFailure,
+        Some(RestartPolicyNameEnum::NO | RestartPolicyNameEnum::EMPTY) | None => Restart::Never,
+    }
 }
 
 fn decode_bindings(ports: PortMap) -> Vec<Binding> {
@@ -182,7 +198,7 @@ mod tests {
             "Name": "/web-1",
             "State": { "Running": true, "Pid": 77, "StartedAt": "2026-01-02T03:04:05.678901234Z",
                        "Health": { "Status": "starting" } },
-            "HostConfig": { "NetworkMode": "front" },
+            "HostConfig": { "NetworkMode": "container:c2", "RestartPolicy": { "Name": "unless-stopped" } },
             "Config": { "Image": "team/web:1", "Labels": { "a": "b" }, "StopSignal": "SIGQUIT",
                         "Env": ["PATH=/bin", "SERVICE_NAME=web", "SECRET=x"],
                         "ExposedPorts": { "80/tcp": {}, "53/udp": {}, "9/sctp": {} } },
@@ -198,7 +214,9 @@ mod tests {
     fn an_inspection_is_read_as_far_as_it_matters() {
         let web = inspected(web()).expect("readable").expect("it runs");
         assert_eq!((web.name.as_str(), web.short_id.as_str(), web.pid), ("web-1", "0123456789ab", Some(77)));
-        assert_eq!(web.stop_signal.to_string(), "QUIT");
+        assert_eq!((web.stop_signal.to_string().as_str(), web.names_stop_signal), ("QUIT", true));
+        assert_eq!((web.restart, web.network_of.as_deref()), (Restart::UnlessStopped, Some("c2")));
+        assert_eq!(Vec::from_iter(&web.other_ports), ["9/sctp"]);
         assert_eq!(web.check, Check::Starting);
         assert_eq!(web.service_env.keys().collect::<Vec<_>>(), ["SERVICE_NAME"]);
         assert_eq!(web.exposed.iter().map(Port::to_string).collect::<Vec<_>>(), ["53/udp", "80/tcp"]);

@@ -81,6 +81,31 @@ pub enum Check {
     Unhealthy,
 }
 
+/// When Docker starts a container again that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// It does not.
+    Never,
+    /// Always.
+    Always,
+    /// Unless someone has stopped it.
+    UnlessStopped,
+    /// Where it has failed.
+    OnFailure,
+}
+
+impl fmt::Display for Restart {
+    /// As `docker run --restart` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Restart::Never => "no",
+            Restart::Always => "always",
+            Restart::UnlessStopped => "unless-stopped",
+            Restart::OnFailure => "on-failure",
+        })
+    }
+}
+
 /// A container that runs. Its labels and variables often hold secrets: printing it shows neither.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Container {
@@ -106,10 +131,18 @@ pub struct Container {
     pub pid: Option<i32>,
     /// The signal that asks it to stop.
     pub stop_signal: Signal,
+    /// Whether it or its image names that signal; otherwise it is Docker's own default.
+    pub names_stop_signal: bool,
+    /// When Docker starts it again.
+    pub restart: Restart,
     /// Whether it has the host's network for its own.
     pub host_network: bool,
+    /// The container whose network it shares, by its ID or name.
+    pub network_of: Option<String>,
     /// The ports that it or its image exposes.
     pub exposed: BTreeSet<Port>,
+    /// Those of other protocols, as Docker writes them.
+    pub other_ports: BTreeSet<String>,
     /// The host's ports that lead to it.
     pub bindings: Vec<Binding>,
     /// Its networks by name.
@@ -239,8 +272,12 @@ pub(crate) mod testing {
             started_at: Timestamp::UNIX_EPOCH,
             pid: Some(1234),
             stop_signal: Signal::TERM,
+            names_stop_signal: false,
+            restart: Restart::Never,
             host_network: false,
+            network_of: None,
             exposed: BTreeSet::new(),
+            other_ports: BTreeSet::new(),
             bindings: Vec::new(),
             networks: BTreeMap::from([("bridge".to_owned(), addresses)]),
         }

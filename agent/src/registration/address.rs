@@ -4,8 +4,16 @@ use std::net::IpAddr;
 
 use rollcall_shared::model::instance::{Address, Endpoint};
 
-use super::{advertise::Advertised, labels, settings::AddressMode};
-use crate::inventory::container::{Addresses, Container, Port};
+use super::{
+    advertise::Advertised,
+    labels,
+    omission::{Omission, Reason},
+    settings::AddressMode,
+};
+use crate::inventory::{
+    RunningContainers,
+    container::{Addresses, Container, Port},
+};
 
 /// Who reads the store: it decides which addresses are of use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,39 +55,75 @@ pub struct Reached {
 }
 
 /// A port and where it is reached, or why it is not.
-pub type PortReached = (Port, Result<Reached, String>);
+pub type PortReached = (Port, Result<Reached, Omission>);
 
-/// The ports of a container.
+/// The network that Docker Swarm's routing mesh is on: readers reach no container by its address there.
+const INGRESS: &str = "ingress";
+
+/// The container whose network a container has: its own, or the one that it shares.
+///
+/// # Errors
+/// The one that it shares does not run.
+pub fn network_of<'a>(
+    container: &'a Container,
+    running: &'a RunningContainers,
+) -> Result<&'a Container, Omission> {
+    let Some(other) = &container.network_of else { return Ok(container) };
+    let named = || running.values().find(|running| running.container.name.as_str() == other);
+    match running.get(other.as_str()).or_else(named) {
+        Some(other) => Ok(&other.container),
+        None => {
+            let text = format!("it shares the network of container {other}, which does not run");
+            Err(Omission::new(Reason::Unreachable, text))
+        }
+    }
+}
+
+/// The ports of a container, on the network of the second one: its own, or the one whose network it shares.
 ///
 /// # Errors
 /// Why the container has no port to register, or what is wrong with its labels.
-pub fn reach(container: &Container, policy: &AddressPolicy) -> Result<Vec<PortReached>, String> {
+pub fn reach(
+    container: &Container,
+    network: &Container,
+    policy: &AddressPolicy,
+) -> Result<Vec<PortReached>, Omission> {
     let mode = match labels::address(container) {
         None => policy.mode.clone(),
-        Some(text) => text.parse().map_err(|error| format!("rollcall.address is {text:?}: {error}"))?,
+        Some(text) => text.parse().map_err(|_| {
+            Omission::of_value("rollcall.address", text, "host, network, network:NAME or name")
+        })?,
     };
     let wanted = labels::ports(container)?;
-    let own_port = matches!(mode, AddressMode::Network(_) | AddressMode::Name) || container.host_network;
+    let own_port = matches!(mode, AddressMode::Network(_) | AddressMode::Name) || network.host_network;
     let mut ports: Vec<Port> = match &wanted {
         Some(ports) => ports.clone(),
         None if own_port && !policy.ports.is_empty() => policy.ports.clone(),
-        None if own_port => container.exposed.iter().copied().collect(),
-        None => container.bindings.iter().map(|binding| binding.to).collect(),
+        None if own_port => container.exposed.union(&network.exposed).copied().collect(),
+        None => network.bindings.iter().map(|binding| binding.to).collect(),
     };
     ports.sort_unstable();
     ports.dedup();
     if ports.is_empty() {
-        return Err(match mode {
-            AddressMode::Host if !container.host_network => "it publishes no port",
+        let text = match mode {
+            AddressMode::Host if network.networks.contains_key(INGRESS) => {
+                "it publishes no port of its own: Swarm's routing mesh has it, unless it is published with mode=host"
+            }
+            AddressMode::Host if !network.host_network => "it publishes no port",
             _ => "it exposes no port, and neither rollcall.port nor --port gives one",
-        }
-        .to_owned());
+        };
+        return Err(Omission::new(Reason::NoPort, text));
     }
-    Ok(ports.into_iter().map(|port| (port, endpoints(container, port, &mode, policy))).collect())
+    let reached = |port| {
+        let found = endpoints(container, network, port, &mode, policy);
+        (port, found.map_err(|text| Omission::new(Reason::Unreachable, text)))
+    };
+    Ok(ports.into_iter().map(reached).collect())
 }
 
 fn endpoints(
     container: &Container,
+    network: &Container,
     port: Port,
     mode: &AddressMode,
     policy: &AddressPolicy,
@@ -87,21 +131,21 @@ fn endpoints(
     let at = |ips: Vec<IpAddr>| {
         ips.into_iter().map(|ip| Endpoint { address: Address::Ip(ip), port: port.number }).collect()
     };
-    let (network, endpoints) = match mode {
-        AddressMode::Host | AddressMode::Network(_) if container.host_network => {
+    let (name, endpoints) = match mode {
+        AddressMode::Host | AddressMode::Network(_) if network.host_network => {
             (None, at(own(policy.advertised)?))
         }
-        AddressMode::Host => (None, published(container, port, policy)?),
+        AddressMode::Host => (None, published(network, port, policy)?),
         AddressMode::Name => {
             let address = Address::Name(container.name.clone());
             (None, vec![Endpoint { address, port: port.number }])
         }
         AddressMode::Network(wanted) => {
-            let (name, ips) = on_network(container, wanted.as_deref())?;
+            let (name, ips) = on_network(network, wanted.as_deref())?;
             (Some(name), at(ips))
         }
     };
-    Ok(Reached { port, network, endpoints })
+    Ok(Reached { port, network: name, endpoints })
 }
 
 fn own(advertised: Advertised) -> Result<Vec<IpAddr>, String> {
@@ -145,8 +189,9 @@ fn host_ip(published: IpAddr, policy: &AddressPolicy) -> Result<IpAddr, String> 
 
 fn on_network(container: &Container, wanted: Option<&str>) -> Result<(String, Vec<IpAddr>), String> {
     let have: Vec<&str> = container.networks.keys().map(String::as_str).collect();
-    let mut candidates =
-        container.networks.iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == *name));
+    // The routing mesh's network is never a choice.
+    let is_meant = |name: &str| wanted.map_or(name != INGRESS, |wanted| wanted == name);
+    let mut candidates = container.networks.iter().filter(|(name, _)| is_meant(name));
     let ips = |addresses: &Addresses| -> Vec<IpAddr> {
         addresses.v4.map(IpAddr::V4).into_iter().chain(addresses.v6.map(IpAddr::V6)).collect()
     };
@@ -192,7 +237,7 @@ mod tests {
 
     /// Each port with its endpoints, or the reason in brackets.
     fn shown(container: &Container, policy: &AddressPolicy) -> Vec<String> {
-        let ports = match reach(container, policy) {
+        let ports = match reach(container, container, policy) {
             Ok(ports) => ports,
             Err(reason) => return vec![format!("({reason})")],
         };
@@ -264,6 +309,18 @@ mod tests {
             ["80/tcp (it has no address on network back, only on: bridge, front)"]
         );
         assert_eq!(shown(&web, &policy("name")), ["80/tcp web:80"]);
+    }
+
+    #[test]
+    fn the_network_of_swarms_routing_mesh_is_never_chosen() {
+        let mut task = container("task");
+        task.exposed.insert(port("80"));
+        let at = |ip: &str| Addresses { v4: Some(ip.parse().expect("an address")), v6: None };
+        task.networks = [("ingress".to_owned(), at("10.255.0.3")), ("app".to_owned(), at("10.0.9.2"))].into();
+        assert_eq!(shown(&task, &policy("network")), ["80/tcp 10.0.9.2:80"]);
+        assert!(shown(&task, &policy("host"))[0].contains("Swarm's routing mesh has it"));
+        task.networks.remove("app");
+        assert_eq!(shown(&task, &policy("network")), ["80/tcp (it has no address on any network)"]);
     }
 
     #[test]

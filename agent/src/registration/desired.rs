@@ -21,6 +21,7 @@ use super::{
     filter,
     finder::AddressReceiver,
     labels,
+    omission::{MAX_SHOWN_CHARS, Omission, Reason},
     settings::{AddressMode, FilterSettings, NodeSettings},
 };
 use crate::inventory::{
@@ -33,6 +34,10 @@ pub type Values = BTreeMap<String, Vec<u8>>;
 
 /// How many instances a container may have: its labels are its author's, and the store is everybody's.
 const MAX_INSTANCES: usize = 128;
+/// How large the labels of one instance may be that are let out, which leaves room for the rest of the value.
+const MAX_LABEL_BYTES: usize = codec::MAX_VALUE_BYTES * 3 / 4;
+/// How large they may be in all instances of a container.
+const MAX_CONTAINER_LABEL_BYTES: usize = 512 << 10;
 
 /// What the registration of a container depends on beside the container.
 #[derive(Debug, Clone)]
@@ -66,15 +71,23 @@ impl Policy {
         };
         Ok(Self { node: node.name()?, filter: filter.clone(), address, addresses })
     }
+
+    /// Takes the host's addresses as they are now; tells whether they have changed.
+    pub fn follow_addresses(&mut self) -> bool {
+        let advertised = *self.addresses.borrow();
+        std::mem::replace(&mut self.address.advertised, advertised) != advertised
+    }
 }
 
 /// What is registered of a container and why, or why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
     /// Why nothing is registered, if so.
-    pub skipped: Option<String>,
+    pub skipped: Option<Omission>,
     /// Each of its ports: what it is registered as, or why it is not.
-    pub ports: Vec<(Port, Result<Described, String>)>,
+    pub ports: Vec<(Port, Result<Described, Omission>)>,
+    /// What else it asks for and does not get, while the rest is registered.
+    pub refused: Vec<Omission>,
 }
 
 /// An instance and where its service's name comes from.
@@ -86,41 +99,67 @@ pub struct Described {
     pub source: String,
 }
 
-/// Describes what a container should be registered as.
-pub fn describe(running: &Running, policy: &Policy) -> Description {
+/// Describes what a container should be registered as, among all that run. What exceeds a cap is left out alone.
+pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> Description {
     let container = &*running.container;
-    let reached =
-        filter::admit(container, &policy.filter).and_then(|()| address::reach(container, &policy.address));
-    let ports = match reached {
-        Ok(ports) => ports,
-        Err(reason) => return Description { skipped: Some(reason), ports: Vec::new() },
+    let mut refused = labels::unknown_signals(container);
+    let (mut ports, other_ports) = match reach(container, all, policy) {
+        Ok(reached) => reached,
+        Err(reason) => return Description { skipped: Some(reason), ports: Vec::new(), refused },
     };
-    if ports.len() > MAX_INSTANCES {
-        let reason = format!("it has {} ports: expected {MAX_INSTANCES} or fewer", ports.len());
-        return Description { skipped: Some(reason), ports: Vec::new() };
-    }
     let group = ports.len() > 1;
+    let surplus = ports.split_off(ports.len().min(MAX_INSTANCES));
+    if let Some((first, _)) = surplus.first() {
+        let text = format!("{} ports from {first} on: expected {MAX_INSTANCES} or fewer", surplus.len());
+        refused.push(Omission::new(Reason::TooLarge, text));
+    }
+    let (labels, kept_in) = exported(container, &policy.filter, ports.len());
+    refused.extend(kept_in.into_iter().chain(other_ports));
     let describe = |(port, reached): PortReached| {
         let instance = match reached {
-            Ok(_) if labels::is_ignored(container, Some(port)) => Err("it asks to be ignored".to_owned()),
-            Ok(reached) => instance(running, reached, group, policy),
+            Ok(_) if labels::is_ignored(container, Some(port)) => {
+                Err(Omission::new(Reason::Ignored, "it asks to be ignored"))
+            }
+            Ok(reached) => instance(running, reached, group, &labels),
             Err(reason) => Err(reason),
         };
         (port, instance)
     };
-    Description { skipped: None, ports: ports.into_iter().map(describe).collect() }
+    Description { skipped: None, ports: ports.into_iter().map(describe).collect(), refused }
 }
 
-fn instance(running: &Running, reached: Reached, group: bool, policy: &Policy) -> Result<Described, String> {
+/// The ports of a container that is admitted, and those of other protocols.
+fn reach(
+    container: &Container,
+    all: &RunningContainers,
+    policy: &Policy,
+) -> Result<(Vec<PortReached>, Vec<Omission>), Omission> {
+    filter::admit(container, &policy.filter)?;
+    let network = address::network_of(container, all)?;
+    let other = |port: &String| {
+        Omission::new(Reason::Protocol, format!("port {port}: expected a port of tcp or udp"))
+    };
+    let ports = address::reach(container, network, &policy.address)?;
+    Ok((ports, network.other_ports.iter().map(other).collect()))
+}
+
+fn instance(
+    running: &Running,
+    reached: Reached,
+    group: bool,
+    labels: &BTreeMap<String, String>,
+) -> Result<Described, Omission> {
     let container = &*running.container;
     let Reached { port, network, endpoints } = reached;
     let (service, source) = labels::service(container, port, group)?;
     let tags = labels::tags(container, port);
     if !tags.iter().chain([&container.image]).all(|text| codec::is_one_line(text)) {
-        return Err("a control character in its tags or its image's name".to_owned());
+        let text = "its tags or its image's name have a control character";
+        return Err(Omission::new(Reason::Label, text));
     }
     let mut endpoints = endpoints.into_iter();
-    let first = endpoints.next().ok_or("it has no address")?;
+    let none = || Omission::new(Reason::Unreachable, "it has no address");
+    let first = endpoints.next().ok_or_else(none)?;
     let instance = Instance {
         v: V1,
         service,
@@ -136,13 +175,14 @@ fn instance(running: &Running, reached: Reached, group: bool, policy: &Policy) -
         weight: labels::weight(container, port)?,
         started_at: container.started_at,
         tags,
-        labels: exported(container, &policy.filter),
+        labels: labels.clone(),
         alternatives: endpoints.collect(),
     };
     let size = codec::encode(&instance).len();
     if size > codec::MAX_VALUE_BYTES {
         let max = codec::MAX_VALUE_BYTES;
-        return Err(format!("its labels and tags make a value of {size} bytes: expected {max} or fewer"));
+        let text = format!("its tags and labels make a value of {size} bytes: expected {max} or fewer");
+        return Err(Omission::new(Reason::TooLarge, text));
     }
     Ok(Described { instance, source })
 }
@@ -157,9 +197,13 @@ fn status(running: &Running) -> Status {
     }
 }
 
-/// Labels often hold secrets: only those that the operator names go out, and Rollcall's own. One whose value has
-/// several lines stays in.
-fn exported(container: &Container, filter: &FilterSettings) -> BTreeMap<String, String> {
+/// Labels often hold secrets: only those that the operator names go out, and Rollcall's own. One that has several lines
+/// stays in, and so do the largest where there is no room for all of them in each of the instances. Those are the second.
+fn exported(
+    container: &Container,
+    filter: &FilterSettings,
+    instances: usize,
+) -> (BTreeMap<String, String>, Vec<Omission>) {
     let wanted = |name: &str| {
         name.starts_with("rollcall.")
             || filter.export_labels.iter().any(|wanted| match wanted.strip_suffix('*') {
@@ -167,20 +211,51 @@ fn exported(container: &Container, filter: &FilterSettings) -> BTreeMap<String, 
                 None => name == wanted,
             })
     };
-    let lines = |(name, value): &(&String, &String)| codec::is_one_line(name) && codec::is_one_line(value);
-    let labels = container.labels.iter().filter(|(name, _)| wanted(name)).filter(lines);
-    labels.map(|(name, value)| (name.clone(), value.clone())).collect()
+    let (mut room, mut kept_in) =
+        (MAX_LABEL_BYTES.min(MAX_CONTAINER_LABEL_BYTES / instances.max(1)), Vec::new());
+    let mut labels: Vec<_> = container.labels.iter().filter(|(name, _)| wanted(name)).collect();
+    labels.sort_by_key(|(name, value)| json_bytes(name, value));
+    let mut fits = |(name, value): &(&String, &String)| {
+        let name_shown: String = name.chars().take(MAX_SHOWN_CHARS).collect();
+        if !codec::is_one_line(name) || !codec::is_one_line(value) {
+            let text = format!("label {name_shown} has a control character and stays in");
+            kept_in.push(Omission::new(Reason::Label, text));
+            return false;
+        }
+        let rest = room.checked_sub(json_bytes(name, value));
+        if rest.is_none() {
+            let text = format!("label {name_shown} has {} bytes: there is room for {room}", value.len());
+            kept_in.push(Omission::new(Reason::TooLarge, text));
+        }
+        room = rest.unwrap_or(room);
+        rest.is_some()
+    };
+    labels.retain(&mut fits);
+    (labels.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect(), kept_in)
+}
+
+/// What a label takes in JSON: quotes, colon and comma, and a backslash before some characters.
+fn json_bytes(name: &str, value: &str) -> usize {
+    let escaped = |text: &str| text.len() + text.matches(['"', '\\']).count();
+    escaped(name) + escaped(value) + 6
 }
 
 impl Description {
     /// The instances with their identities.
     pub fn instances(self, running: &Running, node: &NodeName) -> Vec<(InstanceId, Instance)> {
         let container = running.container.short_id;
-        let identified = |(port, described): (Port, Result<Described, String>)| {
+        let identified = |(port, described): (Port, Result<Described, Omission>)| {
             let Port { number: port, protocol } = port;
             Some((InstanceId { node: node.clone(), container, port, protocol }, described.ok()?.instance))
         };
         self.ports.into_iter().filter_map(identified).collect()
+    }
+
+    /// What is left out, of which port or of the container.
+    pub fn omissions(self) -> Vec<(Option<Port>, Omission)> {
+        let whole = self.skipped.into_iter().chain(self.refused).map(|omission| (None, omission));
+        let of_port = |(port, described): (Port, Result<_, _>)| Some((Some(port), described.err()?));
+        whole.chain(self.ports.into_iter().filter_map(of_port)).collect()
     }
 }
 
@@ -210,20 +285,26 @@ impl Desired {
     /// Takes what runs now. If the host's addresses have changed, everything is described anew.
     pub fn update(&mut self, running: Arc<RunningContainers>) {
         let mut before = self.running.replace(running.clone()).unwrap_or_default();
-        let advertised = *self.policy.addresses.borrow();
-        if self.policy.address.advertised != advertised {
-            self.policy.address.advertised = advertised;
+        if self.policy.follow_addresses() {
             before = Arc::default();
             self.registered.clear();
             self.values.clear();
         }
+        // The container whose network one shares counts as well, whose ports it has.
+        let is_same = |now: &Running| match &now.container.network_of {
+            Some(_) => {
+                let other = |all| address::network_of(&now.container, all).ok();
+                other(&before) == other(&running)
+            }
+            None => true,
+        };
         for pair in before.iter().merge_join_by(&*running, |(a, _), (b, _)| a.cmp(b)) {
             match pair {
                 Left((id, _)) => self.forget(id),
-                Right((id, now)) => self.describe(id, now),
-                Both((id, before), (_, now)) if !now.is_same(before) => {
+                Right((id, now)) => self.describe(id, now, &running),
+                Both((id, was), (_, now)) if !now.is_same(was) || !is_same(now) => {
                     self.forget(id);
-                    self.describe(id, now);
+                    self.describe(id, now, &running);
                 }
                 Both(..) => {}
             }
@@ -236,8 +317,9 @@ impl Desired {
         }
     }
 
-    fn describe(&mut self, id: &FullId, running: &Running) {
-        for (instance_id, instance) in describe(running, &self.policy).instances(running, &self.policy.node) {
+    fn describe(&mut self, id: &FullId, running: &Running, all: &RunningContainers) {
+        let description = describe(running, all, &self.policy);
+        for (instance_id, instance) in description.instances(running, &self.policy.node) {
             let key = self.keys.format(&Key::Instance(instance_id));
             self.registered.entry(id.clone()).or_default().push(key.clone());
             self.values.insert(key, codec::encode(&instance));
@@ -286,7 +368,8 @@ pub(crate) mod tests {
     }
 
     fn described(running: &Running) -> Instance {
-        let mut instances = describe(running, &policy()).instances(running, &policy().node);
+        let mut instances =
+            describe(running, &RunningContainers::new(), &policy()).instances(running, &policy().node);
         assert_eq!(instances.len(), 1);
         instances.remove(0).1
     }
@@ -297,20 +380,87 @@ pub(crate) mod tests {
         Running { container: Arc::new(container), is_draining: false }
     }
 
+    fn refused(description: &Description) -> Vec<String> {
+        description.refused.iter().map(Omission::to_string).collect()
+    }
+
     #[test]
-    fn a_container_that_asks_for_too_much_is_left_out_and_told_why() {
-        let mut greedy = (*web().container).clone();
-        greedy.labels.insert("rollcall.note".to_owned(), "x".repeat(codec::MAX_VALUE_BYTES));
-        let running = Running { container: greedy.clone().into(), is_draining: false };
-        let described = describe(&running, &policy());
-        let reason = described.ports[0].1.as_ref().expect_err("its value is too large");
+    fn of_a_greedy_container_only_what_exceeds_is_left_out_and_named() {
+        let huge = changed(|c| {
+            c.labels.insert("rollcall.note".to_owned(), "x".repeat(2 << 20));
+            c.labels.insert("team".to_owned(), "blue".to_owned());
+        });
+        let description = describe(&huge, &RunningContainers::new(), &policy());
+        assert_eq!(refused(&description), ["label rollcall.note has 2097152 bytes: there is room for 49138"]);
+        assert_eq!(Vec::from_iter(described(&huge).labels.keys()), ["team"]);
+        let ports: Vec<String> = (1..=5000).map(|port| port.to_string()).collect();
+        let many = changed(|c| drop(c.labels.insert("rollcall.port".to_owned(), ports.join(","))));
+        let many = Running {
+            container: Container { host_network: true, ..(*many.container).clone() }.into(),
+            ..many
+        };
+        let description = describe(&many, &RunningContainers::new(), &policy());
+        assert_eq!(
+            refused(&description),
+            [
+                "4872 ports from 129/tcp on: expected 128 or fewer",
+                "label rollcall.port has 23892 bytes: there is room for 4096"
+            ]
+        );
+        let instances = description.instances(&many, &policy().node);
+        assert_eq!(instances.len(), MAX_INSTANCES);
+        let tagged = changed(|c| drop(c.labels.insert("SERVICE_TAGS".to_owned(), "x".repeat(2 << 20))));
+        let description = describe(&tagged, &RunningContainers::new(), &policy());
+        let reason = description.ports[0].1.as_ref().expect_err("its value is too large").to_string();
         assert!(reason.contains("expected 65536 or fewer"), "{reason}");
-        let binding = greedy.bindings[0];
-        greedy.bindings = (1..=129)
-            .map(|port: u16| Binding { to: port.to_string().parse().expect("a port"), ..binding })
-            .collect();
-        let described = describe(&Running { container: greedy.into(), is_draining: false }, &policy());
-        assert_eq!(described.skipped.as_deref(), Some("it has 129 ports: expected 128 or fewer"));
+    }
+
+    #[test]
+    fn labels_that_are_as_large_as_they_may_be_fit() {
+        let full = changed(|c| {
+            (0..10).for_each(|n| drop(c.labels.insert(format!("public.{n}"), "\"\\".repeat(1200))));
+        });
+        let size = codec::encode(&described(&full)).len();
+        assert!((MAX_LABEL_BYTES * 9 / 10..codec::MAX_VALUE_BYTES).contains(&size), "{size}");
+    }
+
+    #[test]
+    fn ports_of_other_protocols_are_named() {
+        let sctp = changed(|c| c.other_ports = ["9/sctp".to_owned()].into());
+        let description = describe(&sctp, &RunningContainers::new(), &policy());
+        assert_eq!(refused(&description), ["port 9/sctp: expected a port of tcp or udp"]);
+        assert_eq!(description.instances(&sctp, &policy().node).len(), 1);
+    }
+
+    #[test]
+    fn a_container_in_anothers_network_has_its_ports_also_when_that_one_changes() {
+        let gateway = web();
+        let id = gateway.container.id.clone();
+        let sharing = |other: &str| {
+            let network_of = Some(other.to_owned());
+            let app = Container { network_of, ..container("app") };
+            Running { container: app.into(), is_draining: false }
+        };
+        let ports = |desired: &Desired| -> Vec<u16> {
+            let values = desired.values().expect("it is known what runs").values();
+            let instances = values.map(|value| codec::decode::<Instance>(value).expect("an instance"));
+            instances.filter(|found| found.container.as_str() == "app").map(|found| found.port).collect()
+        };
+        for other in [&*id, "web-1"] {
+            let app = sharing(other);
+            let running = |gateway: Option<&Running>| {
+                let all = [Some(&app), gateway].into_iter().flatten();
+                Arc::new(all.map(|running| (running.container.id.clone(), running.clone())).collect())
+            };
+            let mut desired = Desired::new(policy(), "/rollcall".parse().expect("a prefix"));
+            desired.update(running(Some(&gateway)));
+            assert_eq!(ports(&desired), [8080]);
+            let moved = changed(|c| c.bindings[0].port = 9090);
+            desired.update(running(Some(&moved)));
+            assert_eq!(ports(&desired), [9090]);
+            desired.update(running(None));
+            assert_eq!(ports(&desired), [0; 0]);
+        }
     }
 
     #[test]
@@ -402,8 +552,8 @@ pub(crate) mod tests {
     #[test]
     fn one_bad_label_leaves_out_its_port_and_says_why() {
         let running = changed(|c| drop(c.labels.insert("rollcall.weight".to_owned(), "much".to_owned())));
-        let description = describe(&running, &policy());
-        let reason = description.ports[0].1.as_ref().expect_err("a bad weight");
+        let description = describe(&running, &RunningContainers::new(), &policy());
+        let reason = description.ports[0].1.as_ref().expect_err("a bad weight").to_string();
         assert_eq!(reason, "rollcall.weight is \"much\": expected 1 to 65535");
     }
 }

@@ -1,33 +1,42 @@
 //! Which containers are registered at all.
 
-use super::{labels, settings::FilterSettings};
+use super::{
+    labels,
+    omission::{Omission, Reason},
+    settings::FilterSettings,
+};
 use crate::inventory::container::Container;
 
 /// Whether a container is to be registered.
 ///
 /// # Errors
 /// Why not, in a few words.
-pub fn admit(container: &Container, filter: &FilterSettings) -> Result<(), String> {
+pub fn admit(container: &Container, filter: &FilterSettings) -> Result<(), Omission> {
     let FilterSettings { containers, only_name, only_label, only_image, explicit, export_labels: _ } = filter;
     if labels::is_ignored(container, None) {
-        return Err("it asks to be ignored, by rollcall.ignore or SERVICE_IGNORE".to_owned());
+        let text = "it asks to be ignored, by rollcall.ignore or SERVICE_IGNORE";
+        return Err(Omission::new(Reason::Ignored, text));
     }
     if !containers.is_empty() && !containers.contains(&container.name) {
-        return Err("--container names others".to_owned());
+        return filtered("--container names others");
     }
     if let Some(regex) = only_name.as_ref().filter(|regex| !regex.is_match(container.name.as_str())) {
-        return Err(format!("its name does not match --only-name {regex}"));
+        return filtered(format!("its name does not match --only-name {regex}"));
     }
     if let Some(regex) = only_image.as_ref().filter(|regex| !regex.is_match(&container.image)) {
-        return Err(format!("its image {} does not match --only-image {regex}", container.image));
+        return filtered(format!("its image {} does not match --only-image {regex}", container.image));
     }
     if let Some(label) = only_label.iter().find(|label| !label.matches(&container.labels)) {
-        return Err(format!("it lacks the label {label} of --only-label"));
+        return filtered(format!("it lacks the label {label} of --only-label"));
     }
     if *explicit && !labels::is_explicit(container) {
-        return Err("--explicit is set and nothing names its service".to_owned());
+        return filtered("--explicit is set and nothing names its service");
     }
     Ok(())
+}
+
+fn filtered(text: impl Into<String>) -> Result<(), Omission> {
+    Err(Omission::new(Reason::Filtered, text))
 }
 
 #[cfg(test)]

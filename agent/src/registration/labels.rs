@@ -1,21 +1,29 @@
 //! What a container's labels and environment say of its services.
 //!
-//! In falling order: `rollcall.<port>.*` and `rollcall.*` labels; `SERVICE_<port>_*` and `SERVICE_*` as
+//! In falling order: `rollcall.<port>/<protocol>.*`, `rollcall.<port>.*` and `rollcall.*` labels; `SERVICE_<port>_*` and `SERVICE_*` as
 //! labels or environment variables, as registrator reads them
 //! (<https://gliderlabs.github.io/registrator/latest/user/services/>); Compose's and Swarm's own labels;
 //! the image's base name.
 
-use rollcall_shared::model::name::ServiceName;
+use rollcall_shared::model::{name::ServiceName, signal::Signal};
 
+use super::omission::Omission;
 use crate::inventory::container::{Container, Port};
+
+/// The label by which a container says which signals it may be sent.
+pub const SIGNAL_LABEL: &str = "rollcall.signal";
 
 const COMPOSE_SERVICE: &str = "com.docker.compose.service";
 const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 
+/// Where a service's name comes from that nobody gives.
+const IMAGE: &str = "the image's name";
+
 /// A value and where it was found.
 type Found<'a> = (&'a str, String);
 
-/// Looks `rollcall.<port>.<name>`, `rollcall.<name>`, `SERVICE_<port>_<NAME>` and `SERVICE_<NAME>` up.
+/// Looks `rollcall.<port>/<protocol>.<name>`, `rollcall.<port>.<name>`, `rollcall.<name>`, `SERVICE_<port>_<NAME>` and
+/// `SERVICE_<NAME>` up.
 fn find<'a>(
     container: &'a Container,
     port: Option<Port>,
@@ -28,8 +36,8 @@ fn find<'a>(
         value.map(|value| (value.as_str(), name))
     };
     let number = port.map(|port| port.number);
-    number
-        .and_then(|number| label(format!("rollcall.{number}.{ours}")))
+    port.and_then(|port| label(format!("rollcall.{port}.{ours}")))
+        .or_else(|| number.and_then(|number| label(format!("rollcall.{number}.{ours}"))))
         .or_else(|| label(format!("rollcall.{ours}")))
         .or_else(|| number.and_then(|number| service(format!("SERVICE_{number}_{registrators}"))))
         .or_else(|| service(format!("SERVICE_{registrators}")))
@@ -56,18 +64,18 @@ pub fn is_explicit(container: &Container) -> bool {
 ///
 /// # Errors
 /// Its source and why the name there cannot be one.
-pub fn service(container: &Container, port: Port, group: bool) -> Result<(ServiceName, String), String> {
+pub fn service(container: &Container, port: Port, group: bool) -> Result<(ServiceName, String), Omission> {
     let given = find(container, Some(port), "service", "NAME");
     let label = |name: &str| container.labels.get(name).map(|value| (value.as_str(), name.to_owned()));
     let (text, source) = given
         .or_else(|| label(SWARM_SERVICE))
         .or_else(|| label(COMPOSE_SERVICE))
-        .unwrap_or_else(|| (base_name(&container.image), "the image's name".to_owned()));
+        .unwrap_or_else(|| (base_name(&container.image), IMAGE.to_owned()));
     let exact = source.starts_with("rollcall.") || source == format!("SERVICE_{}_NAME", port.number);
     let text = if group && !exact { format!("{text}-{}", port.number) } else { text.to_owned() };
     match text.parse() {
         Ok(name) => Ok((name, source)),
-        Err(error) => Err(format!("{source} {error}")),
+        Err(error) => Err(Omission::of_value(&source, &text, error.expected())),
     }
 }
 
@@ -88,12 +96,12 @@ pub fn tags(container: &Container, port: Port) -> Vec<String> {
 ///
 /// # Errors
 /// Its source and why the weight there cannot be one.
-pub fn weight(container: &Container, port: Port) -> Result<u16, String> {
+pub fn weight(container: &Container, port: Port) -> Result<u16, Omission> {
     match find(container, Some(port), "weight", "WEIGHT") {
         None => Ok(1),
         Some((text, source)) => match text.parse() {
             Ok(weight) if weight > 0 => Ok(weight),
-            _ => Err(format!("{source} is {text:?}: expected 1 to 65535")),
+            _ => Err(Omission::of_value(&source, text, "1 to 65535")),
         },
     }
 }
@@ -102,10 +110,22 @@ pub fn weight(container: &Container, port: Port) -> Result<u16, String> {
 ///
 /// # Errors
 /// A port that cannot be one.
-pub fn ports(container: &Container) -> Result<Option<Vec<Port>>, String> {
-    let Some(text) = container.labels.get("rollcall.port") else { return Ok(None) };
-    let ports: Result<Vec<Port>, String> = text.split(',').map(|port| port.trim().parse()).collect();
-    ports.map(Some).map_err(|error| format!("rollcall.port: {error}"))
+pub fn ports(container: &Container) -> Result<Option<Vec<Port>>, Omission> {
+    const LABEL: &str = "rollcall.port";
+    let Some(text) = container.labels.get(LABEL) else { return Ok(None) };
+    let port = |text: &str| {
+        let expected = "ports from 1 to 65535, each with or without /tcp or /udp";
+        text.trim().parse().map_err(|_| Omission::of_value(LABEL, text, expected))
+    };
+    text.split(',').map(port).collect::<Result<Vec<Port>, Omission>>().map(Some)
+}
+
+/// What its label asks for that is no signal.
+pub fn unknown_signals(container: &Container) -> Vec<Omission> {
+    let text = container.labels.get(SIGNAL_LABEL).map_or("", String::as_str);
+    let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+    let unknown = texts.filter(|text| text.parse::<Signal>().is_err());
+    unknown.take(1).map(|text| Omission::of_value(SIGNAL_LABEL, text, "signals such as HUP,USR1")).collect()
 }
 
 /// The way its address is found, by `rollcall.address`.
@@ -150,6 +170,32 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_each_protocol_has_labels_of_its_own() {
+        let labels = [
+            ("rollcall.53.service", "dns"),
+            ("rollcall.53/udp.service", "dns-udp"),
+            ("rollcall.53/udp.weight", "7"),
+            ("rollcall.53/udp.tags", "fast"),
+        ];
+        let container = with(&labels, &[]);
+        for (port, name, weighs, tagged) in [("53/udp", "dns-udp", 7, 1), ("53/tcp", "dns", 1, 0)] {
+            let port = port.parse().expect("a port");
+            assert_eq!(service(&container, port, true).expect("a name").0.as_str(), name);
+            assert_eq!(weight(&container, port), Ok(weighs));
+            assert_eq!(tags(&container, port).len(), tagged);
+        }
+        assert!(is_ignored(&with(&[("rollcall.80/tcp.ignore", "1")], &[]), Some(port())));
+    }
+
+    #[test]
+    fn signals_that_are_none_are_named() {
+        let named = |label| unknown_signals(&with(&[(SIGNAL_LABEL, label)], &[]));
+        assert_eq!(named("HUP, USR1,"), []);
+        let expected = "rollcall.signal is \"NONE\": expected signals such as HUP,USR1";
+        assert_eq!(named("HUP,NONE,ALSO")[0].to_string(), expected);
+    }
+
+    #[test]
     fn one_of_several_ports_is_told_apart_unless_it_is_named_exactly() {
         for (labels, expected) in [
             (vec![("com.docker.compose.service", "web")], "web-80"),
@@ -166,7 +212,13 @@ mod tests {
     fn a_bad_name_is_refused_with_its_source() {
         let error =
             service(&with(&[("rollcall.service", "a/b\n")], &[]), port(), false).expect_err("a bad name");
-        assert!(error.starts_with("rollcall.service \"a/b\\n\" is not a service name"), "{error}");
+        assert!(
+            error.to_string().starts_with("rollcall.service is \"a/b\\n\": expected 1 to 253"),
+            "{error}"
+        );
+        let secret = with(&[], &[("SERVICE_NAME", "a secret")]);
+        let error = service(&secret, port(), false).expect_err("a bad name").to_string();
+        assert!(error.starts_with("SERVICE_NAME is something else: expected 1 to 253"), "{error}");
     }
 
     #[test]

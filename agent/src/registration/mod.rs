@@ -11,11 +11,14 @@ pub mod address;
 pub mod advertise;
 pub mod finder;
 
+pub mod omission;
+
 pub mod desired;
 pub mod left_behind;
 pub mod observed;
 pub mod plan;
 pub mod registrar;
+pub mod reporter;
 
 pub mod settings;
 

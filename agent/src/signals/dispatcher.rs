@@ -16,7 +16,7 @@ use rollcall_shared::{
     model::{
         consumer::{ConsumerRecord, TargetRecord},
         name::{ConsumerName, NodeName, TargetId},
-        signal::{Acks, Incarnation, Receiver, Receivers, RequestedReceiver, SignalRequest},
+        signal::{Acks, Incarnation, Receiver, Receivers, RequestedReceiver, Signal, SignalRequest},
     },
     process::{
         backoff::Backoff,
@@ -40,7 +40,11 @@ use super::{
 };
 use crate::{
     docker::Engine,
-    inventory::{Running, RunningContainers, watcher::InventoryReceiver},
+    inventory::{
+        Running, RunningContainers,
+        container::{Container, FullId},
+        watcher::InventoryReceiver,
+    },
     registration::SignalReports,
 };
 
@@ -69,6 +73,8 @@ pub struct Dispatcher {
     /// The signals that Docker was asked to send.
     sending: JoinSet<Answer>,
     in_flight: BTreeSet<(TargetId, Incarnation)>,
+    /// The containers of which it was warned that Docker forgets to restart them.
+    warned: BTreeSet<FullId>,
     /// Answers that are published before they are logged.
     unlogged: Vec<Answer>,
 }
@@ -122,6 +128,7 @@ impl Dispatcher {
             handles: ProcessHandles::default(),
             sending: JoinSet::new(),
             in_flight: BTreeSet::new(),
+            warned: BTreeSet::new(),
             unlogged: Vec::new(),
         };
         (dispatcher, receiver)
@@ -189,6 +196,7 @@ impl Dispatcher {
         let Some(running) = self.inputs.inventory.borrow_and_update().clone() else { return };
         let candidates = self.candidates_of(&running);
         self.handles.retain(|id| running.contains_key(id));
+        self.warned.retain(|id| running.contains_key(id));
         self.acks.retain(&candidates);
         self.candidates = Some(candidates);
         self.match_receivers();
@@ -271,6 +279,7 @@ impl Dispatcher {
         if self.handles.signal(&hoped.container, signal) {
             return self.on_answer(hoped);
         }
+        self.warn_of_restart(&hoped.container, signal);
         self.in_flight.insert((hoped.target.clone(), hoped.requested.incarnation));
         let engine = self.host.engine.clone();
         self.sending.spawn(async move {
@@ -279,6 +288,18 @@ impl Dispatcher {
                 Err(error) => Answer { outcome: Outcome::Failed(one_line(&error)), ..hoped },
             }
         });
+    }
+
+    /// Warns, once for a container, of what a signal through Docker does beside.
+    fn warn_of_restart(&mut self, container: &Container, signal: Signal) {
+        let Some(restart) = policy::forgotten_restart(container, signal) else { return };
+        if self.warned.insert(container.id.clone()) {
+            let container = &container.name;
+            tracing::warn!(
+                %container, %restart, "Docker forgets to restart it after a signal through its API: run the agent in \
+                 the host's PID namespace (--pid host)"
+            );
+        }
     }
 
     fn on_answer(&mut self, answer: Answer) {

@@ -9,10 +9,9 @@ use rollcall_shared::model::signal::{
 use tokio::time::Instant;
 
 use super::settings::Allowed;
-use crate::inventory::container::Container;
+use crate::inventory::container::{Container, Restart};
 
-/// The label by which a container says which signals it may be sent.
-pub const SIGNAL_LABEL: &str = "rollcall.signal";
+pub use crate::registration::labels::SIGNAL_LABEL;
 
 /// A running container, and from when on it may be signalled.
 #[derive(Debug, Clone)]
@@ -60,6 +59,18 @@ pub fn is_allowed(container: &Container, signal: Signal, allowed: &[Allowed]) ->
         |rule: &Allowed| rule.signal == signal && rule.to.as_ref().is_none_or(|to| is_meant(container, to));
     let by_itself = |label: &String| label.split(',').any(|text| text.trim().parse() == Ok(signal));
     allowed.iter().any(by_operator) || container.labels.get(SIGNAL_LABEL).is_some_and(by_itself)
+}
+
+/// The restart policy that Docker forgets for this run when it is asked to send the signal: it takes the container for
+/// one that someone stops. One that names a stop signal keeps `always` and `on-failure`, unless it is that signal
+/// (moby's `daemon/kill.go` and `restartmanager`).
+pub fn forgotten_restart(container: &Container, signal: Signal) -> Option<Restart> {
+    let is_other = container.names_stop_signal && signal != container.stop_signal;
+    match container.restart {
+        Restart::Never => None,
+        Restart::Always | Restart::OnFailure if is_other => None,
+        restart => Some(restart),
+    }
 }
 
 fn is_meant(container: &Container, to: &Selector) -> bool {
@@ -237,6 +248,24 @@ mod tests {
         ] {
             let decision = decided(requested(&proxy, 1), Some(&last), slice::from_ref(&proxy));
             assert_eq!(matches!(decision, Decision::Deliver { .. }), again, "{last:?}");
+        }
+    }
+
+    #[test]
+    fn docker_forgets_to_restart_what_it_takes_for_stopped() {
+        use Restart::{Always, Never, OnFailure, UnlessStopped};
+        for (stop_signal, forgotten) in [
+            (None, vec![Always, OnFailure, UnlessStopped]),
+            (Some(Signal::HUP), vec![Always, OnFailure, UnlessStopped]),
+            (Some(Signal::TERM), vec![UnlessStopped]),
+        ] {
+            for restart in [Always, Never, OnFailure, UnlessStopped] {
+                let (names_stop_signal, stop_signal) =
+                    (stop_signal.is_some(), stop_signal.unwrap_or(Signal::TERM));
+                let proxy = Container { restart, names_stop_signal, stop_signal, ..proxy("HUP") };
+                let expected = Some(restart).filter(|restart| forgotten.contains(restart));
+                assert_eq!(forgotten_restart(&proxy, Signal::HUP), expected, "{restart} {stop_signal}");
+            }
         }
     }
 

@@ -17,6 +17,13 @@ pub struct NameError {
     expected: &'static str,
 }
 
+impl NameError {
+    /// What was expected. It leaves the text out, which may be a secret.
+    pub fn expected(&self) -> &'static str {
+        self.expected
+    }
+}
+
 fn check(what: &'static str, text: &str) -> Result<(), NameError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let fits = !text.is_empty() && text.len() <= MAX_NAME_BYTES && text.chars().all(plain);

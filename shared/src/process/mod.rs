@@ -10,4 +10,5 @@ pub mod readiness;
 pub mod setting;
 pub mod shutdown;
 pub mod telemetry;
+pub mod text;
 pub mod time;
