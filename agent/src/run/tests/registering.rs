@@ -170,7 +170,7 @@ async fn everything_is_withdrawn_when_docker_is_away_for_longer_than_the_grace_t
     pass(AT_ONCE * 3).await;
     assert_eq!(registered(&store).await, [""; 0], "though Docker does not even answer");
     engine.release(&Call::Agree);
-    pass(Duration::from_secs(1)).await;
+    pass(LEASE.refresh).await;
     assert_eq!(registered(&store).await, ["web"]);
 }
 
