@@ -107,3 +107,31 @@ fn a_template_that_fails_later_keeps_the_last_good_file_and_says_so() -> Result<
     assert!(metrics.contains("bad_values_total"), "{metrics}");
     Ok(())
 }
+
+#[test]
+fn a_template_of_a_thousand_million_steps_stops_neither_health_nor_the_lease_nor_the_end() -> Result<()> {
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    let template = dir.path().join("list.j2");
+    let endless = "{% for a in range(1000) %}{% for b in range(1000) %}{% for c in range(1000) %}\
+                   {% endfor %}{% endfor %}{% endfor %}";
+    fs::write(&template, endless)?;
+    let port = rollcall_tests::port::free(std::net::Ipv4Addr::LOCALHOST.into())?;
+    let listen = format!("127.0.0.1:{port}");
+    let mut command = Program::consumer()?;
+    command.args(["--etcd", &etcd.endpoint(), "--listen", &listen, "--name", "c1", "--template"]);
+    command.arg(&template).arg("--dest").arg(dir.path().join("out")).arg("--state-dir").arg(dir.path());
+    command.args(["--ttl", "3s", "--refresh", "1s"]);
+    let mut consumer = Program::start("consumer", command)?;
+    let answer = |path: &str| rollcall_tests::http::get(&format!("http://{listen}/{path}"));
+    let claim = || etcd.ctl().get("/rollcall/consumers/c1");
+    until("the name is claimed while the template is rendered", TIMEOUT, || Ok(claim()?.is_some()))?;
+    assert_eq!(answer("healthz")?.status, 200);
+    until("the template is given up", TIMEOUT * 2, || {
+        let answer = answer("readyz")?;
+        Ok(answer.status == 503 && answer.body.contains("takes more than"))
+    })?;
+    assert!(claim()?.is_some(), "its lease was refreshed");
+    consumer.terminate(TIMEOUT)?;
+    assert_eq!(claim()?, None, "it said goodbye");
+    Ok(())
+}

@@ -6,7 +6,7 @@ use rollcall_shared::process::error::one_line;
 use similar::TextDiff;
 use tokio::time::Instant;
 
-use super::{render::Rendered, sink};
+use super::{render::Rendered, worker};
 use crate::{config::TargetConfig, roll::Selection};
 
 /// Why it cannot be told what would change.
@@ -23,10 +23,11 @@ pub struct DryRunError {
 /// It cannot be rendered, or the file cannot be read.
 pub fn diff(target: &TargetConfig, selection: &Selection) -> Result<String, DryRunError> {
     let named = |reason: String| DryRunError { target: target.name.to_string(), reason };
-    let (mut renderer, installer) = sink::parts(target);
+    let (mut renderer, installer) = worker::parts(target);
     let verdict = selection.verdict(Instant::now());
+    let changes = renderer.changes(selection, &verdict);
     let Rendered { bytes, left_out, .. } =
-        renderer.render(selection, &verdict).map_err(|error| named(one_line(&error)))?;
+        renderer.render(changes).map_err(|error| named(one_line(&error)))?;
     let installed = installer.installed().map_err(|error| named(one_line(&error)))?;
     let dest = target.file.dest.display();
     let (old, new) = (installed.as_deref().unwrap_or_default(), bytes.as_slice());

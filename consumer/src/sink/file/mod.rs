@@ -8,6 +8,7 @@ pub mod render;
 pub mod settings;
 #[allow(clippy::module_inception, reason = "the room's main type is the sink")]
 pub mod sink;
+mod worker;
 
 pub use settings::{Check, FileConfig};
 pub use sink::FileSink;

@@ -1,5 +1,10 @@
-//! Turning a selection into the bytes of a file.
+//! Turning a selection into the bytes of a file. This folder alone names the template engines.
 
+mod block;
+pub mod format;
 pub mod renderer;
+mod template;
+mod view;
 
-pub use renderer::{Content, Format, RenderError, Rendered, Renderer};
+pub use format::Format;
+pub use renderer::{Changes, Content, RenderError, Rendered, Renderer};

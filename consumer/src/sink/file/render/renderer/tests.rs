@@ -1,10 +1,16 @@
 //! Every format and templates, with hostile values.
 
+use std::{fs, net::IpAddr};
+
 use proptest::prelude::*;
-use rollcall_shared::{codec, model::instance::InstanceId, process::error::one_line};
+use rollcall_shared::{
+    codec,
+    model::instance::{Address, Instance, InstanceId},
+    process::error::one_line,
+};
 use tokio::time::Instant;
 
-use super::*;
+use super::{super::format::is_reachable, *};
 use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
 
 fn renderer(content: Content, named: &[&str]) -> Renderer {
@@ -19,7 +25,8 @@ fn selection(instances: Vec<(InstanceId, Instance)>) -> Selection {
 }
 
 fn rendered(renderer: &mut Renderer, selection: &Selection) -> Result<Rendered, RenderError> {
-    renderer.render(selection, &selection.verdict(Instant::now()))
+    let changes = renderer.changes(selection, &selection.verdict(Instant::now()));
+    renderer.render(changes)
 }
 
 fn text(rendered: &Rendered) -> &str {
@@ -198,6 +205,31 @@ fn a_template_that_is_wrong_is_named_with_the_line() {
     let missing = self::renderer(Content::Template("/no/such.j2".into()), &[]);
     let error = one_line(&missing.check().expect_err("there is none"));
     assert!(error.starts_with("template is /no/such.j2: No such file"), "{error}");
+}
+
+#[test]
+fn a_template_of_a_thousand_million_steps_ends_before_them_and_says_so() {
+    let source = "{% for a in range(1000) %}{% for b in range(1000) %}{% for c in range(1000) %}\n\
+        {% endfor %}{% endfor %}{% endfor %}\n";
+    let (_dir, mut renderer) = template(source);
+    let error = rendered(&mut renderer, &selection(three())).expect_err("it is too long").to_string();
+    assert!(error.ends_with("it takes more than 50000000 steps"), "{error}");
+}
+
+#[test]
+fn only_services_whose_rows_are_others_are_taken_out_of_a_selection() {
+    let mut selection = selection(three());
+    let mut renderer = renderer(Content::Format(Format::Json), &["web"]);
+    let changes = |renderer: &Renderer, selection: &Selection| {
+        let Changes { gone, changed } = renderer.changes(selection, &selection.verdict(Instant::now()));
+        let changed = changed.into_iter().map(|(service, ..)| service.to_string());
+        (gone.iter().map(ToString::to_string).collect::<Vec<_>>(), changed.collect::<Vec<_>>())
+    };
+    rendered(&mut renderer, &selection).expect("it renders");
+    assert_eq!(changes(&renderer, &selection), (vec![], vec![]));
+    let moved = testing::come([(testing::id(4), testing::instance(4, "web"))]);
+    selection.apply(&moved, Instant::now());
+    assert_eq!(changes(&renderer, &selection), (vec![], vec!["web".to_owned()]));
 }
 
 fn any_address() -> impl Strategy<Value = Address> {

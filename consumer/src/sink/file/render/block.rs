@@ -1,0 +1,41 @@
+//! What one service comes to.
+
+use minijinja::Value;
+
+/// What one service comes to, as long as its rows have not changed.
+#[derive(Debug)]
+pub(super) struct Block {
+    /// Its part of the file.
+    pub body: Body,
+    /// How many instances are in it.
+    pub instances: usize,
+    /// The instances that the format cannot express.
+    pub left_out: Vec<String>,
+}
+
+/// A service's part of a file.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// As it stands in the file.
+    Text(String),
+    /// Its list, as templates see it.
+    List(Vec<Value>),
+}
+
+impl Block {
+    /// What stands in the file.
+    pub fn text(&self) -> Option<&str> {
+        match &self.body {
+            Body::Text(text) => Some(text),
+            Body::List(_) => None,
+        }
+    }
+
+    /// What templates see.
+    pub fn list(&self) -> &[Value] {
+        match &self.body {
+            Body::Text(_) => &[],
+            Body::List(list) => list,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The built-in formats. They are compiled in; an instance that a format cannot express is left out and named.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use askama::Template as _;
+use rollcall_shared::model::{
+    instance::{Address, Protocol},
+    name::ServiceName,
+};
+
+use super::{
+    RenderError,
+    block::{Block, Body},
+    view::View,
+};
+use crate::roll::Row;
+
+/// A built-in format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// A line `host port` for each worker: Citus's pg_worker_list.conf.
+    CitusWorkers,
+    /// An `upstream` block for each service.
+    NginxUpstream,
+    /// A `backend` section for each service.
+    HaproxyBackend,
+    /// A JSON array of everything that is known.
+    Json,
+}
+
+impl Format {
+    /// The protocol that the format means where a target names none.
+    pub fn protocol(self) -> Option<Protocol> {
+        match self {
+            Format::CitusWorkers | Format::NginxUpstream | Format::HaproxyBackend => Some(Protocol::Tcp),
+            Format::Json => None,
+        }
+    }
+
+    /// Whether instances of the protocol can be expressed.
+    pub fn speaks(self, protocol: Protocol) -> bool {
+        match self {
+            Format::CitusWorkers | Format::HaproxyBackend => protocol == Protocol::Tcp,
+            Format::NginxUpstream | Format::Json => true,
+        }
+    }
+}
+
+/// What stands at the top of a file, where its syntax has comments.
+const HEADER: &str = "# Rendered by Rollcall; do not edit.\n";
+
+impl Format {
+    /// One service's part of the file.
+    pub(super) fn block(self, service: &ServiceName, rows: &[&Row]) -> Result<Block, RenderError> {
+        match self {
+            Format::Json => json(rows),
+            Format::CitusWorkers => servers(rows, true, |servers| CitusWorkers { servers }.render()),
+            Format::NginxUpstream => {
+                servers(rows, true, |servers| NginxUpstream { service, servers }.render())
+            }
+            Format::HaproxyBackend => {
+                servers(rows, false, |servers| HaproxyBackend::new(service, servers).render())
+            }
+        }
+    }
+
+    /// The file of these parts.
+    pub(super) fn join<'b>(self, blocks: impl Iterator<Item = &'b str>) -> Vec<u8> {
+        let blocks: Vec<&str> = blocks.filter(|block| !block.is_empty()).collect();
+        let text = match self {
+            // As workerlist-gen wrote it, for those who read it line by line.
+            Format::CitusWorkers => blocks.concat(),
+            Format::NginxUpstream | Format::HaproxyBackend => {
+                [&[HEADER], blocks.as_slice()].concat().concat()
+            }
+            Format::Json if blocks.is_empty() => "[]\n".to_owned(),
+            Format::Json => format!("[\n{}\n]\n", blocks.join(",\n")),
+        };
+        text.into_bytes()
+    }
+}
+
+/// A block of the servers that can be reached. Where endpoints are to be distinct, one that two agents name, as they may
+/// where containers are known by name, is one server.
+fn servers(
+    rows: &[&Row],
+    are_distinct: bool,
+    render: impl FnOnce(&[&Row]) -> askama::Result<String>,
+) -> Result<Block, RenderError> {
+    let (mut servers, unreachable): (Vec<&Row>, Vec<&Row>) =
+        rows.iter().partition(|row| is_reachable(&row.endpoint.address));
+    if are_distinct {
+        servers.dedup_by_key(|row| &row.endpoint);
+    }
+    let name = |row: &&Row| format!("{} of {} at {}", row.instance.container, row.id.node, row.endpoint);
+    Ok(Block {
+        body: Body::Text(render(&servers).map_err(|error| RenderError::Format(error.into()))?),
+        instances: servers.len(),
+        left_out: unreachable.iter().map(name).collect(),
+    })
+}
+
+/// Whether traffic can go to an address at all.
+pub(super) fn is_reachable(address: &Address) -> bool {
+    match address {
+        Address::Ip(IpAddr::V4(ip)) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+        Address::Ip(IpAddr::V6(ip)) => !ip.is_unspecified() && !ip.is_multicast(),
+        Address::Name(_) => true,
+    }
+}
+
+/// One instance a line, with commas between them.
+fn json(rows: &[&Row]) -> Result<Block, RenderError> {
+    let line = |row: &&Row| serde_json::to_string(&View::of(row));
+    let lines = rows.iter().map(line).collect::<Result<Vec<_>, _>>();
+    let text = lines.map_err(|error| RenderError::Format(error.into()))?.join(",\n");
+    Ok(Block { body: Body::Text(text), instances: rows.len(), left_out: vec![] })
+}
+
+#[derive(askama::Template)]
+#[template(path = "citus-workers.txt", escape = "none")]
+struct CitusWorkers<'r> {
+    servers: &'r [&'r Row],
+}
+
+#[derive(askama::Template)]
+#[template(path = "nginx-upstream.txt", escape = "none")]
+struct NginxUpstream<'r> {
+    service: &'r ServiceName,
+    servers: &'r [&'r Row],
+}
+
+#[derive(askama::Template)]
+#[template(path = "haproxy-backend.txt", escape = "none")]
+struct HaproxyBackend<'r> {
+    service: &'r ServiceName,
+    servers: &'r [&'r Row],
+    /// Names that more than one server would have.
+    ambiguous: HashSet<String>,
+}
+
+impl<'r> HaproxyBackend<'r> {
+    fn new(service: &'r ServiceName, servers: &'r [&'r Row]) -> Self {
+        let mut names = HashSet::new();
+        let ambiguous = servers.iter().map(|row| server_name(row)).filter(|name| !names.insert(name.clone()));
+        Self { service, servers, ambiguous: ambiguous.collect() }
+    }
+
+    /// Unique within a backend, as HAProxy wants it: a container that is held may stand beside the one of the same name
+    /// that has taken its place.
+    fn name(&self, row: &Row) -> String {
+        let name = server_name(row);
+        if self.ambiguous.contains(&name) { format!("{name}:{}", row.id.container) } else { name }
+    }
+
+    fn weight(&self, row: &Row) -> u16 {
+        /// HAProxy's greatest weight.
+        const GREATEST: u16 = 256;
+        row.instance.weight.min(GREATEST)
+    }
+
+    /// A name may resolve only once its container is there; HAProxy would refuse to start without.
+    fn is_resolved_later(&self, row: &Row) -> bool {
+        matches!(row.endpoint.address, Address::Name(_))
+    }
+}
+
+/// Colons cannot stand in the names of nodes and containers.
+fn server_name(row: &Row) -> String {
+    format!("{}:{}:{}", row.id.node, row.instance.container, row.id.port)
+}

@@ -1,0 +1,189 @@
+//! The part of the file sink that blocks: renders, stages, installs and remembers.
+
+use std::{os::fd::OwnedFd, path::Path};
+
+use jiff::Timestamp;
+use rollcall_shared::process::setting::SettingError;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    FileConfig,
+    install::{Installer, Staged},
+    render::{Changes, Rendered, Renderer},
+    sink::FileError,
+};
+use crate::{
+    config::TargetConfig,
+    roll::{Hold, Selection, Verdict},
+    sink::{Applied, Content},
+    target::{
+        generation::Generation,
+        state::{Acked, AppliedContent, Digest, TargetState},
+    },
+};
+
+/// The part that blocks.
+#[derive(Debug)]
+pub(super) struct Worker {
+    renderer: Renderer,
+    installer: Installer,
+    /// Kept where there is somebody to notify.
+    state: Option<TargetState>,
+    is_checked: bool,
+    last_generation: Option<Generation>,
+    /// The selection's step that the file shows.
+    shown: u64,
+    /// The file that was replaced last, until its reader was notified: freeing it takes longer than the rename.
+    replaced: Option<OwnedFd>,
+}
+
+/// A rendered selection that is not installed yet.
+#[derive(Debug)]
+pub(super) struct Draft {
+    /// The digest of its bytes, where a state is kept.
+    digest: Option<Digest>,
+    instances: usize,
+    remarks: Vec<String>,
+    started: Vec<Timestamp>,
+    look_again: Option<Instant>,
+    step: u64,
+}
+
+/// What became of a selection so far.
+pub(super) enum Made {
+    /// There is nothing left to do.
+    Done(Applied),
+    /// It is to be checked, and then installed.
+    Staged(Draft, Staged),
+}
+
+/// What is taken out of a selection, so that nobody waits for the rest of the work.
+struct Taken {
+    changes: Changes,
+    verdict: Verdict,
+    started: Vec<Timestamp>,
+    step: u64,
+}
+
+impl Worker {
+    /// A worker for the target, after a look at what can be known to be wrong before there is a roll.
+    pub fn open(target: &TargetConfig, state_dir: &Path) -> Result<Self, SettingError> {
+        let (renderer, installer) = parts(target);
+        renderer.check()?;
+        installer.check()?;
+        let state = target.file.notify.as_ref().map(|notify| {
+            let subject = format!("{} and {notify}", target.file.dest.display());
+            let opened = TargetState::open(state_dir, &target.name, subject);
+            opened.map_err(|error| SettingError::caused("--state-dir", state_dir.display(), error))
+        });
+        installer.clear_leftovers();
+        Ok(Self {
+            renderer,
+            installer,
+            state: state.transpose()?,
+            is_checked: target.file.check.is_some(),
+            last_generation: None,
+            shown: 0,
+            replaced: None,
+        })
+    }
+
+    /// Makes the file that the selection calls for, or stages it where it is to be checked.
+    pub fn make(&mut self, selection: &watch::Receiver<Selection>, now: Instant) -> Result<Made, FileError> {
+        let Taken { changes, verdict, started, step } = self.take(&selection.borrow(), now);
+        let look_again = verdict.next_change();
+        if let Some(Hold { until, reason }) = verdict.floor {
+            return Ok(Made::Done(Applied::Held { until, reason }));
+        }
+        let Rendered { bytes, instances, left_out } = self.renderer.render(changes)?;
+        let held = verdict.services.into_values().map(|hold| hold.reason);
+        let draft = Draft {
+            digest: self.state.is_some().then(|| Digest::of(&bytes)),
+            instances,
+            remarks: remark(&left_out).into_iter().chain(held).collect(),
+            started,
+            look_again,
+            step,
+        };
+        match self.installer.stage(&bytes)? {
+            None => Ok(Made::Done(Applied::Unchanged(self.found(draft)))),
+            Some(staged) if self.is_checked => Ok(Made::Staged(draft, staged)),
+            Some(staged) => Ok(Made::Done(Applied::Written(self.install(draft, staged)?))),
+        }
+    }
+
+    fn take(&self, selection: &Selection, now: Instant) -> Taken {
+        let verdict = selection.verdict(now);
+        Taken {
+            changes: self.renderer.changes(selection, &verdict),
+            started: selection.newer_than(self.shown).map(|row| row.instance.started_at).collect(),
+            step: selection.step(),
+            verdict,
+        }
+    }
+
+    /// Installs what was staged.
+    pub fn install(&mut self, draft: Draft, staged: Staged) -> Result<Content, FileError> {
+        if let (Some(state), Some(digest)) = (&mut self.state, &draft.digest) {
+            state.before_apply(digest)?;
+        }
+        self.replaced = self.installer.install(staged)?.filter(|_| self.state.is_some());
+        let generation = self.next_generation(&draft);
+        Ok(self.content(draft, generation, None))
+    }
+
+    /// The file is as the draft already. It may be a change of an earlier run.
+    fn found(&mut self, draft: Draft) -> Content {
+        let applied = self.state.as_ref().and_then(TargetState::applied);
+        let known = applied.filter(|applied| Some(&applied.sha256) == draft.digest.as_ref());
+        let Some(generation) = known.map(|applied| applied.generation) else {
+            let generation = self.next_generation(&draft);
+            return self.content(draft, generation, None);
+        };
+        self.last_generation = self.last_generation.max(Some(generation));
+        let acked = self.state.as_ref().and_then(|state| state.acked(generation)).cloned();
+        self.content(draft, generation, acked)
+    }
+
+    fn next_generation(&mut self, draft: &Draft) -> Generation {
+        let generation = Generation::after(self.last_generation, Timestamp::now());
+        self.last_generation = Some(generation);
+        if let (Some(state), Some(sha256)) = (&mut self.state, draft.digest.clone()) {
+            state.on_applied(AppliedContent { generation, sha256 });
+        }
+        generation
+    }
+
+    fn content(&mut self, draft: Draft, generation: Generation, acked: Option<Acked>) -> Content {
+        let Draft { digest: _, instances, remarks, started, look_again, step } = draft;
+        self.shown = step;
+        Content { generation, acked, instances, remarks, started, look_again }
+    }
+
+    /// Remembers what was acked.
+    pub fn remember(&mut self, acked: Option<Acked>) -> Result<(), FileError> {
+        self.replaced = None;
+        match &mut self.state {
+            Some(state) => Ok(state.remember(acked.unwrap_or_default())?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One line for what the format cannot express.
+fn remark(left_out: &[String]) -> Option<String> {
+    let first = left_out.first()?;
+    let more = match left_out.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("leaves out what the format cannot express: {first}{more}"))
+}
+
+/// What renders and what installs a target's file.
+pub(super) fn parts(target: &TargetConfig) -> (Renderer, Installer) {
+    let FileConfig { dest, content, mode, owner, backups, .. } = &target.file;
+    let renderer = Renderer::new(target.name.clone(), content.clone(), target.select.named_services());
+    let installer = Installer { dest: dest.clone(), mode: *mode, owner: *owner, backups: backups.clone() };
+    (renderer, installer)
+}
