@@ -108,12 +108,11 @@ impl Opened {
     async fn open(plan: &Plan, state_dir: PathBuf) -> Result<Self, Failure> {
         let targets = plan.targets.clone();
         let open = move || {
-            let identity = Identity::open(&state_dir)?;
+            let identity = Identity::open(&state_dir).map_err(Failure::failed)?;
             let sinks = targets.iter().map(|target| FileSink::open(target, &state_dir));
-            Ok(Self { sinks: sinks.collect::<Result<_, _>>()?, identity, state_dir })
+            Ok(Self { sinks: sinks.collect::<Result<_, SettingError>>()?, identity, state_dir })
         };
-        let opened = tokio::task::spawn_blocking(open).await.expect("opening does not panic");
-        opened.map_err(|error: SettingError| Failure::failed(error))
+        tokio::task::spawn_blocking(open).await.expect("opening does not panic")
     }
 }
 

@@ -48,8 +48,8 @@ fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<(
             2,
             "--refresh is 9s",
         ),
-        (vec!["--etcd", etcd, "--dest", &missing, "--format", "json"], 1, "none"),
-        (vec!["--etcd", etcd, "--dest", &out, "--template", &broken], 1, "broken.j2"),
+        (vec!["--etcd", etcd, "--dest", &missing, "--format", "json"], 2, "none"),
+        (vec!["--etcd", etcd, "--dest", &out, "--template", &broken], 2, "broken.j2"),
         (
             vec!["--etcd", etcd, "--dest", &out, "--format", "json", "--wait", "100ms"],
             1,

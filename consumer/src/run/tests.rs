@@ -12,7 +12,7 @@ use rollcall_shared::{
     codec,
     keys::Key,
     model::{
-        instance::{Instance, Status},
+        instance::{Address, Instance, Status},
         name::{NodeName, TargetId},
         node::NodeRecord,
         signal::{Ack, Acks, Incarnation, Receiver, Receivers, RequestedReceiver, SignalRequest},
@@ -172,6 +172,10 @@ impl Scene {
 impl Running {
     fn reason(&self, part: &str) -> Option<String> {
         self.consumer.readiness.conditions().reason(part).map(str::to_owned)
+    }
+
+    fn condition(&self, part: &str) -> String {
+        self.consumer.readiness.conditions().get(part).map(ToString::to_string).unwrap_or_default()
     }
 
     async fn is_ready(&self) {
@@ -598,6 +602,34 @@ async fn what_is_wrong_at_the_start_is_said_before_anything_is_touched() {
     let error = opened.map(drop).expect_err("a file is no folder").to_string();
     assert!(error.starts_with("--state-dir is "), "{error}");
     assert!(!dest.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_the_format_cannot_express_is_noted_and_the_target_is_ready() {
+    let scene = Scene::new();
+    let nowhere = Address::Ip([0, 0, 0, 0].into());
+    let instance = Instance { address: nowhere, ..testing::instance(1, "web") };
+    scene.commit(&[Op::Put { key: testing::key(1), value: codec::encode(&instance) }]).await;
+    scene.put(2).await;
+    let running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.2 8002").await;
+    running.is_ready().await;
+    let note = "ok; leaves out what the format cannot express: web-1 of h1 at 0.0.0.0:8001";
+    assert_eq!(running.condition("target web"), note);
+}
+
+#[tokio::test]
+async fn a_file_that_its_check_refuses_is_not_ready_until_it_is_mended() {
+    let scene = Scene::new();
+    let allowed = scene.path("allowed");
+    let check =
+        format!("format = \"citus-workers\"\ncheck = \"sh -c 'test -e {} # {{file}}'\"", allowed.display());
+    scene.put(1).await;
+    let running = scene.start(&check).await;
+    running.is_not_ready("target web", "the check refuses the new file").await;
+    fs::write(&allowed, "").expect("a file");
+    running.is_ready().await;
+    scene.file_has("10.0.0.1 8001").await;
 }
 
 #[tokio::test(start_paused = true)]

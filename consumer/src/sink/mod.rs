@@ -55,8 +55,10 @@ pub struct Content {
     pub acked: Option<Acked>,
     /// How many instances it has.
     pub instances: usize,
-    /// What is not quite as it should be, on one line each: instances that it cannot express, services that are held.
-    pub remarks: Vec<String>,
+    /// Services that keep what they have lost, and why, on one line each: until then, the sink is not ready.
+    pub held: Vec<String>,
+    /// What is worth a look and stops nothing, on one line each, such as instances that it cannot express.
+    pub notes: Vec<String>,
     /// When the containers started that it has for the first time.
     pub started: Vec<Timestamp>,
     /// When to look again even if nothing changes: when something that is held may go.

@@ -248,7 +248,7 @@ impl Target {
     /// The sink has this content now: has it notified, if that is not done.
     async fn take(&mut self, content: Content) {
         self.backoff.reset();
-        let Content { generation, acked, instances, remarks, started, look_again } = content;
+        let Content { generation, acked, instances, held, notes, started, look_again } = content;
         self.again = look_again;
         if self.notifier.is_some() {
             let room = MAX_STARTED - self.started.len();
@@ -268,10 +268,10 @@ impl Target {
         self.count("rollcall_consumer_renders_total");
         metrics::gauge!("rollcall_consumer_instances", "target" => self.name.to_string())
             .set(instances as f64);
-        if remarks.is_empty() {
-            self.part.ready();
-        } else {
-            self.part.failed(remarks.join("; "));
+        match (held.is_empty(), notes.is_empty()) {
+            (true, true) => self.part.ready(),
+            (true, false) => self.part.noted(notes.join("; ")),
+            (false, _) => self.part.failed([held, notes].concat().join("; ")),
         }
     }
 

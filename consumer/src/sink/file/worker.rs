@@ -43,7 +43,8 @@ pub(super) struct Draft {
     /// The digest of its bytes, where a state is kept.
     digest: Option<Digest>,
     instances: usize,
-    remarks: Vec<String>,
+    held: Vec<String>,
+    notes: Vec<String>,
     started: Vec<Timestamp>,
     look_again: Option<Instant>,
     step: u64,
@@ -96,11 +97,11 @@ impl Worker {
             return Ok(Made::Done(Applied::Held { until, reason }));
         }
         let Rendered { bytes, instances, left_out } = self.renderer.render(changes)?;
-        let held = verdict.services.into_values().map(|hold| hold.reason);
         let draft = Draft {
             digest: self.state.is_some().then(|| Digest::of(&bytes)),
             instances,
-            remarks: remark(&left_out).into_iter().chain(held).collect(),
+            held: verdict.services.into_values().map(|hold| hold.reason).collect(),
+            notes: note(&left_out).into_iter().collect(),
             started,
             look_again,
             step,
@@ -155,9 +156,9 @@ impl Worker {
     }
 
     fn content(&mut self, draft: Draft, generation: Generation, acked: Option<Acked>) -> Content {
-        let Draft { digest: _, instances, remarks, started, look_again, step } = draft;
+        let Draft { digest: _, instances, held, notes, started, look_again, step } = draft;
         self.shown = step;
-        Content { generation, acked, instances, remarks, started, look_again }
+        Content { generation, acked, instances, held, notes, started, look_again }
     }
 
     /// Remembers what was acked.
@@ -171,7 +172,7 @@ impl Worker {
 }
 
 /// One line for what the format cannot express.
-fn remark(left_out: &[String]) -> Option<String> {
+fn note(left_out: &[String]) -> Option<String> {
     let first = left_out.first()?;
     let more = match left_out.len() - 1 {
         0 => String::new(),
