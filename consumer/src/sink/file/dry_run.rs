@@ -23,11 +23,12 @@ pub struct DryRunError {
 /// It cannot be rendered, or the file cannot be read.
 pub fn diff(target: &TargetConfig, selection: &Selection) -> Result<String, DryRunError> {
     let named = |reason: String| DryRunError { target: target.name.to_string(), reason };
+    let now = Instant::now();
     let (mut renderer, installer) = worker::parts(target);
-    let verdict = selection.verdict(Instant::now());
+    let verdict = selection.verdict(now);
     let changes = renderer.changes(selection, &verdict);
     let Rendered { bytes, left_out, .. } =
-        renderer.render(changes).map_err(|error| named(one_line(&error)))?;
+        renderer.render(changes, now).map_err(|error| named(one_line(&error)))?;
     let installed = installer.installed().map_err(|error| named(one_line(&error)))?;
     let dest = target.file.dest.display();
     let (old, new) = (installed.as_deref().unwrap_or_default(), bytes.as_slice());

@@ -91,12 +91,14 @@ impl Worker {
 
     /// Makes the file that the selection calls for, or stages it where it is to be checked.
     pub fn make(&mut self, selection: &watch::Receiver<Selection>, now: Instant) -> Result<Made, FileError> {
+        self.renderer.look_again(now);
         let Taken { changes, verdict, started, step } = self.take(&selection.borrow(), now);
         let look_again = verdict.next_change();
         if let Some(Hold { until, reason }) = verdict.floor {
             return Ok(Made::Done(Applied::Held { until, reason }));
         }
-        let Rendered { bytes, instances, left_out } = self.renderer.render(changes)?;
+        let Rendered { bytes, instances, left_out } = self.renderer.render(changes, now)?;
+        let look_again = [look_again, self.renderer.next_look()].into_iter().flatten().min();
         let draft = Draft {
             digest: self.state.is_some().then(|| Digest::of(&bytes)),
             instances,

@@ -1,6 +1,7 @@
 //! What one service comes to.
 
 use minijinja::Value;
+use rollcall_shared::model::name::ContainerName;
 
 /// What one service comes to, as long as its rows have not changed.
 #[derive(Debug)]
@@ -11,6 +12,8 @@ pub(super) struct Block {
     pub instances: usize,
     /// The instances that the format cannot express.
     pub left_out: Vec<String>,
+    /// The host names that its program resolves when it loads the file, and whether they resolved.
+    pub hosts: Vec<(ContainerName, bool)>,
 }
 
 /// A service's part of a file.

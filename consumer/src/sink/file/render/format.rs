@@ -11,6 +11,7 @@ use rollcall_shared::model::{
 use super::{
     RenderError,
     block::{Block, Body},
+    hosts::Hosts,
     view::View,
 };
 use crate::roll::Row;
@@ -51,13 +52,33 @@ impl Format {
 const HEADER: &str = "# Rendered by Rollcall; do not edit.\n";
 
 impl Format {
-    /// One service's part of the file.
-    pub(super) fn block(self, service: &ServiceName, rows: &[&Row]) -> Result<Block, RenderError> {
+    /// Whether its program resolves host names when it loads the file, and refuses all of it for one that does not.
+    pub(super) fn resolves_at_load(self) -> bool {
+        self == Format::NginxUpstream
+    }
+
+    /// Whether its program takes services for one whose names differ in case only, and refuses the second.
+    pub(super) fn ignores_case(self) -> bool {
+        self == Format::NginxUpstream
+    }
+
+    /// One service's part of the file, of the names that were looked up.
+    pub(super) fn block(
+        self,
+        service: &ServiceName,
+        rows: &[&Row],
+        hosts: &Hosts,
+    ) -> Result<Block, RenderError> {
         match self {
             Format::Json => json(rows),
             Format::CitusWorkers => servers(rows, true, |servers| CitusWorkers { servers }.render()),
             Format::NginxUpstream => {
-                servers(rows, true, |servers| NginxUpstream { service, servers }.render())
+                let (rows, unresolved) = resolved(rows, hosts);
+                let mut block = servers(&rows, true, |servers| NginxUpstream { service, servers }.render())?;
+                let unresolved =
+                    unresolved.iter().map(|row| format!("{}, which does not resolve", name(row)));
+                block.left_out.extend(unresolved);
+                Ok(block)
             }
             Format::HaproxyBackend => {
                 servers(rows, false, |servers| HaproxyBackend::new(service, servers).render())
@@ -93,12 +114,25 @@ fn servers(
     if are_distinct {
         servers.dedup_by_key(|row| &row.endpoint);
     }
-    let name = |row: &&Row| format!("{} of {} at {}", row.instance.container, row.id.node, row.endpoint);
     Ok(Block {
         body: Body::Text(render(&servers).map_err(|error| RenderError::Format(error.into()))?),
         instances: servers.len(),
-        left_out: unreachable.iter().map(name).collect(),
+        left_out: unreachable.iter().map(|row| name(row)).collect(),
+        hosts: vec![],
     })
+}
+
+/// The rows whose host names resolve, and the others.
+fn resolved<'r>(rows: &[&'r Row], hosts: &Hosts) -> (Vec<&'r Row>, Vec<&'r Row>) {
+    rows.iter().partition(|row| match &row.endpoint.address {
+        Address::Ip(_) => true,
+        Address::Name(name) => hosts.resolves(name),
+    })
+}
+
+/// An instance as messages name it.
+fn name(row: &Row) -> String {
+    format!("{} of {} at {}", row.instance.container, row.id.node, row.endpoint)
 }
 
 /// Whether traffic can go to an address at all.
@@ -115,7 +149,7 @@ fn json(rows: &[&Row]) -> Result<Block, RenderError> {
     let line = |row: &&Row| serde_json::to_string(&View::of(row));
     let lines = rows.iter().map(line).collect::<Result<Vec<_>, _>>();
     let text = lines.map_err(|error| RenderError::Format(error.into()))?.join(",\n");
-    Ok(Block { body: Body::Text(text), instances: rows.len(), left_out: vec![] })
+    Ok(Block { body: Body::Text(text), instances: rows.len(), left_out: vec![], hosts: vec![] })
 }
 
 #[derive(askama::Template)]

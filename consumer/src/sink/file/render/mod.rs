@@ -2,6 +2,7 @@
 
 mod block;
 pub mod format;
+pub mod hosts;
 pub mod renderer;
 mod template;
 mod view;

@@ -4,14 +4,21 @@
 //! waits for a template. An instance that a format cannot express is left out and named, and never stops the rest.
 //! Nothing is written here.
 
-use std::{collections::BTreeMap, path::PathBuf};
-
-use rollcall_shared::{
-    model::name::{ServiceName, TargetName},
-    process::setting::SettingError,
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
 };
 
-use super::{Format, block::Block, template};
+use rollcall_shared::{
+    model::{
+        instance::Address,
+        name::{ContainerName, ServiceName, TargetName},
+    },
+    process::setting::SettingError,
+};
+use tokio::time::Instant;
+
+use super::{Format, block::Block, hosts::Hosts, template};
 use crate::roll::{Row, Selection, Verdict, Version};
 
 /// What a target's file is made by.
@@ -68,6 +75,8 @@ pub struct Renderer {
     /// What each service came to, as long as its rows have not changed: one change among many instances
     /// costs what its own service costs.
     blocks: BTreeMap<ServiceName, (Version, Block)>,
+    /// The host names of the blocks, where their program resolves them when it loads the file.
+    hosts: Hosts,
 }
 
 /// What a selection has that was not rendered yet.
@@ -89,7 +98,7 @@ impl Changes {
 impl Renderer {
     /// A renderer for the target. The `named` services are there also while they have no instance.
     pub fn new(target: TargetName, content: Content, named: Vec<ServiceName>) -> Self {
-        Self { target, content, named, blocks: BTreeMap::new() }
+        Self { target, content, named, blocks: BTreeMap::new(), hosts: Hosts::default() }
     }
 
     /// Checks what can be checked before there is a roll: that a template can be read and parsed.
@@ -112,7 +121,10 @@ impl Renderer {
         let gone = gone.cloned().collect();
         let changed = services.into_iter().filter_map(|service| {
             let version = selection.version(service, verdict);
-            let is_known = self.blocks.get(service).is_some_and(|(known, _)| *known == version);
+            let is_known = self.blocks.get(service).is_some_and(|(known, block)| {
+                *known == version
+                    && block.hosts.iter().all(|(name, resolved)| self.hosts.resolves(name) == *resolved)
+            });
             let rows = || selection.rows(service, verdict).into_iter().cloned().collect();
             (!is_known).then(|| (service.clone(), version, rows()))
         });
@@ -123,10 +135,16 @@ impl Renderer {
     ///
     /// # Errors
     /// A template that cannot be read or fails.
-    pub fn render(&mut self, Changes { gone, changed }: Changes) -> Result<Rendered, RenderError> {
+    pub fn render(
+        &mut self,
+        Changes { gone, changed }: Changes,
+        now: Instant,
+    ) -> Result<Rendered, RenderError> {
         for service in gone {
             self.blocks.remove(&service);
         }
+        let rows = changed.iter().flat_map(|(.., rows)| rows);
+        self.hosts.look_up(rows.filter_map(|row| self.host(row)).cloned().collect::<Vec<_>>(), now);
         for (service, version, rows) in changed {
             let block = self.block(&service, &rows.iter().collect::<Vec<_>>())?;
             self.blocks.insert(service, (version, block));
@@ -138,6 +156,7 @@ impl Renderer {
         let mut blocks: Vec<(&ServiceName, &Block)> =
             absent.iter().map(|(name, block)| (*name, block)).chain(present).collect();
         blocks.sort_by_key(|(service, _)| *service);
+        let clashes = self.leave_clashes_out(&mut blocks);
         let bytes = match &self.content {
             Content::Format(format) => format.join(blocks.iter().filter_map(|(_, block)| block.text())),
             Content::Template(path) => template::fill(path, &self.target, &blocks)?,
@@ -145,13 +164,54 @@ impl Renderer {
         Ok(Rendered {
             bytes,
             instances: blocks.iter().map(|(_, block)| block.instances).sum(),
-            left_out: blocks.iter().flat_map(|(_, block)| &block.left_out).cloned().collect(),
+            left_out: blocks.iter().flat_map(|(_, block)| &block.left_out).cloned().chain(clashes).collect(),
         })
+    }
+
+    /// Asks again for host names whose answers are old. What has changed by that is among the next changes.
+    pub fn look_again(&mut self, now: Instant) {
+        let used: HashSet<_> = self.blocks.values().flat_map(|(_, block)| &block.hosts).collect();
+        let used: HashSet<_> = used.into_iter().map(|(name, _)| name).collect();
+        self.hosts.look_again(|name| used.contains(name), now);
+    }
+
+    /// When to look again even if nothing changes: when a host name that does not resolve may.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.hosts.next_look()
+    }
+
+    /// The host name of a row, where the program resolves it when it loads the file.
+    fn host<'r>(&self, row: &'r Row) -> Option<&'r ContainerName> {
+        match (&self.content, &row.endpoint.address) {
+            (Content::Format(format), Address::Name(name)) if format.resolves_at_load() => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Leaves out the services that the program takes for another one, and names them: the first in order stays.
+    fn leave_clashes_out(&self, blocks: &mut Vec<(&ServiceName, &Block)>) -> Vec<String> {
+        if !matches!(self.content, Content::Format(format) if format.ignores_case()) {
+            return vec![];
+        }
+        let mut first = HashMap::new();
+        let mut clashes = vec![];
+        blocks.retain(|(service, _)| {
+            let stays = *first.entry(service.as_str().to_ascii_lowercase()).or_insert(*service);
+            if stays != *service {
+                clashes.push(format!("service {service}, which differs from {stays} in case only"));
+            }
+            stays == *service
+        });
+        clashes
     }
 
     fn block(&self, service: &ServiceName, rows: &[&Row]) -> Result<Block, RenderError> {
         match &self.content {
-            Content::Format(format) => format.block(service, rows),
+            Content::Format(format) => {
+                let hosts = rows.iter().filter_map(|row| self.host(row));
+                let hosts = hosts.map(|name| (name.clone(), self.hosts.resolves(name))).collect();
+                Ok(Block { hosts, ..format.block(service, rows, &self.hosts)? })
+            }
             Content::Template(_) => Ok(template::block(rows)),
         }
     }

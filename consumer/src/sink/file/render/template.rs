@@ -21,7 +21,7 @@ const MAIN: &str = "/";
 /// A service's list, as templates see it.
 pub(super) fn block(rows: &[&Row]) -> Block {
     let list = rows.iter().map(|row| Value::from(Serde(View::of(row)))).collect();
-    Block { body: Body::List(list), instances: rows.len(), left_out: vec![] }
+    Block { body: Body::List(list), instances: rows.len(), left_out: vec![], hosts: vec![] }
 }
 
 /// Checks that the template can be read and parsed.

@@ -10,12 +10,16 @@ use rollcall_shared::{
 };
 use tokio::time::Instant;
 
-use super::{super::format::is_reachable, *};
+use super::{
+    super::{format::is_reachable, hosts::Answer},
+    *,
+};
 use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
 
 fn renderer(content: Content, named: &[&str]) -> Renderer {
     let named = named.iter().map(|name| name.parse().expect("a name")).collect();
-    Renderer::new("test".parse().expect("a name"), content, named)
+    let renderer = Renderer::new("test".parse().expect("a name"), content, named);
+    Renderer { hosts: Hosts::new(|_| Answer::Found), ..renderer }
 }
 
 fn selection(instances: Vec<(InstanceId, Instance)>) -> Selection {
@@ -26,7 +30,7 @@ fn selection(instances: Vec<(InstanceId, Instance)>) -> Selection {
 
 fn rendered(renderer: &mut Renderer, selection: &Selection) -> Result<Rendered, RenderError> {
     let changes = renderer.changes(selection, &selection.verdict(Instant::now()));
-    renderer.render(changes)
+    renderer.render(changes, Instant::now())
 }
 
 fn text(rendered: &Rendered) -> &str {
@@ -140,6 +144,51 @@ fn what_nobody_can_reach_is_left_out_and_named() {
     assert_eq!(rendered.left_out, ["web-1 of h1 at 0.0.0.0:8001"]);
     assert_eq!(rendered.instances, 1);
     assert!(!text(&rendered).contains("0.0.0.0"));
+}
+
+#[test]
+fn a_host_name_that_does_not_resolve_is_left_out_until_it_does_where_the_program_would_refuse_all() {
+    let found = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_found = found.clone();
+    let resolve = move |_: &str| {
+        if is_found.load(std::sync::atomic::Ordering::Relaxed) { Answer::Found } else { Answer::NotFound }
+    };
+    let selection = selection(three());
+    let mut nginx = renderer(Content::Format(Format::NginxUpstream), &[]);
+    nginx.hosts = Hosts::new(resolve.clone());
+    let first = rendered(&mut nginx, &selection).expect("it renders");
+    assert_eq!(first.left_out, ["api-3 of h1 at api-3:8003, which does not resolve"]);
+    assert!(text(&first).contains("upstream api {") && !text(&first).contains("api-3"), "{}", text(&first));
+    assert!(nginx.next_look().is_some());
+    found.store(true, std::sync::atomic::Ordering::Relaxed);
+    nginx.look_again(Instant::now() + std::time::Duration::from_secs(60));
+    let second = rendered(&mut nginx, &selection).expect("it renders");
+    assert!(second.left_out.is_empty() && text(&second).contains("server api-3:8003;"));
+    assert_eq!(nginx.next_look(), None);
+    found.store(false, std::sync::atomic::Ordering::Relaxed);
+    for format in [Format::CitusWorkers, Format::HaproxyBackend, Format::Json] {
+        let mut other = renderer(Content::Format(format), &[]);
+        other.hosts = Hosts::new(resolve.clone());
+        let rendered = rendered(&mut other, &selection).expect("it renders");
+        assert!(rendered.left_out.is_empty(), "{format:?} takes names as they are");
+    }
+}
+
+#[test]
+fn of_upstreams_that_differ_in_case_only_the_first_stays() {
+    let instances = vec![
+        (testing::id(1), testing::instance(1, "web")),
+        (testing::id(2), testing::instance(2, "Web")),
+        (testing::id(3), testing::instance(3, "WEB")),
+    ];
+    let selection = selection(instances);
+    let mut nginx = renderer(Content::Format(Format::NginxUpstream), &["wEb"]);
+    let rendered = rendered(&mut nginx, &selection).expect("it renders");
+    assert_eq!(text(&rendered).matches("upstream").count(), 1);
+    assert!(text(&rendered).contains("upstream WEB {"));
+    let named = |name: &str| format!("service {name}, which differs from WEB in case only");
+    assert_eq!(rendered.left_out, ["Web", "wEb", "web"].map(named));
+    assert_eq!(rendered.instances, 1);
 }
 
 #[test]
