@@ -221,6 +221,7 @@ impl Consumer {
                 selection,
                 Box::new(sink),
                 Pacer::new(target.pace),
+                target.reconcile,
                 notifier,
                 part,
             ));

@@ -64,6 +64,7 @@ impl CitusSettings {
             pace: None,
             heartbeat: None,
             guard: None,
+            reconcile: None,
             file: RawFile {
                 dest: Some(confdir.join("pg_worker_list.conf")),
                 format: Some(Format::CitusWorkers),

@@ -146,6 +146,7 @@ impl TargetFlags {
             pace,
             heartbeat,
             guard: None,
+            reconcile: None,
             file: RawFile { notify: notify.as_ref().and_then(NotifyFlags::raw), ..file },
         }
     }
@@ -205,7 +206,7 @@ mod tests {
             "--bkp-dir=/tmp/b",
             "--pace=3/1s",
         ]);
-        let TargetConfig { name, select, pace, guard: _, file } = target;
+        let TargetConfig { name, select, pace, guard: _, reconcile: _, file } = target;
         assert_eq!(name.as_str(), "default");
         assert_eq!(select.named_services(), ["web".parse().expect("a name")]);
         assert_eq!(select.labels.len(), 2);

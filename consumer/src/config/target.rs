@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use rollcall_shared::{model::name::TargetName, process::setting::SettingError};
+use rollcall_shared::{
+    model::name::TargetName,
+    process::{setting::SettingError, time},
+};
 
 use crate::{
     roll::{RawSelect, Select},
@@ -30,6 +33,8 @@ pub struct RawTarget {
     pub heartbeat: Option<Duration>,
     /// What is held back.
     pub guard: Option<RawGuard>,
+    /// How often to look whether the file is still as it was left.
+    pub reconcile: Option<Duration>,
     /// Its file.
     pub file: RawFile,
 }
@@ -45,9 +50,14 @@ pub struct TargetConfig {
     pub pace: PaceSettings,
     /// What is held back.
     pub guard: GuardSettings,
+    /// How often to look whether the file is still as it was left.
+    pub reconcile: Duration,
     /// Its file.
     pub file: FileConfig,
 }
+
+/// How often to look whether a file is still as it was left, unless it is said.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 
 impl RawTarget {
     /// Checks that what was given fits together, and completes it.
@@ -55,18 +65,22 @@ impl RawTarget {
     /// # Errors
     /// The setting that cannot work, by its name in TOML.
     pub fn parse(self) -> Result<TargetConfig, SettingError> {
-        let Self { name, select, pace, heartbeat, guard, file } = self;
+        let Self { name, select, pace, heartbeat, guard, reconcile, file } = self;
         let file = file.parse()?;
         let default_pace = if file.notify.is_some() { PaceSettings::reload() } else { PaceSettings::none() };
         let mut select = select.parse();
         if let Content::Format(format) = file.content {
             restrict(&mut select, format)?;
         }
+        if let Some(reconcile) = reconcile.filter(Duration::is_zero) {
+            return Err(SettingError::new("reconcile", time::show(reconcile), "more than 0s"));
+        }
         Ok(TargetConfig {
             name,
             select,
             pace: PaceSettings::parse(pace, heartbeat)?.unwrap_or(default_pace),
             guard: guard.map(RawGuard::parse).transpose()?.unwrap_or_default(),
+            reconcile: reconcile.unwrap_or(RECONCILE_INTERVAL),
             file,
         })
     }
@@ -99,6 +113,7 @@ mod tests {
             pace: None,
             heartbeat: None,
             guard: None,
+            reconcile: None,
             file: RawFile { dest: Some("/x".into()), format: Some(format), ..RawFile::default() },
         }
     }

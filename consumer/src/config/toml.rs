@@ -130,6 +130,8 @@ struct TargetTable {
     #[serde(default, deserialize_with = "time")]
     heartbeat: Option<Duration>,
     guard: Option<RawGuard>,
+    #[serde(default, deserialize_with = "time")]
+    reconcile: Option<Duration>,
     backups: Option<RawBackups>,
 }
 
@@ -142,12 +144,12 @@ impl TargetTable {
 
 impl From<TargetTable> for RawTarget {
     fn from(table: TargetTable) -> Self {
-        let TargetTable { name, select, pace, heartbeat, guard, .. } = table;
+        let TargetTable { name, select, pace, heartbeat, guard, reconcile, .. } = table;
         let TargetTable {
             dest, format, template, mode, owner, check, check_timeout, backups, notify, ..
         } = table;
         let file = RawFile { dest, format, template, mode, owner, check, check_timeout, backups, notify };
-        Self { name, select, pace, heartbeat, guard, file }
+        Self { name, select, pace, heartbeat, guard, reconcile, file }
     }
 }
 
@@ -278,6 +280,7 @@ check = "nginx -t -c {file}"
 check_timeout = "5s"
 pace = { burst = 3, interval = "1s", quiet = "100ms" }
 guard = { min_instances = 1, max_loss = "50%", hold = "forever" }
+reconcile = "10s"
 backups = { dir = "/var/backups", keep = 3 }
 [target.select]
 service = ["web", "api"]
@@ -295,7 +298,7 @@ label = "role=proxy"
 signal = "USR1"
 "#)
         .expect("a target");
-        let TargetConfig { name, select, pace, guard, file } = target;
+        let TargetConfig { name, select, pace, guard, reconcile, file } = target;
         assert_eq!(name.as_str(), "web");
         assert_eq!(select.services.len(), 2);
         assert_eq!(select.labels.len(), 2);
@@ -303,6 +306,7 @@ signal = "USR1"
         assert_eq!(select.nodes, ["h1".parse().expect("a name")]);
         assert_eq!(select.statuses, [Status::Passing, Status::Starting]);
         assert_eq!(pace.burst, 3);
+        assert_eq!(reconcile, Duration::from_secs(10));
         assert_eq!((guard.min_instances, guard.hold), (1, HoldTime::Forever));
         assert_eq!(file.content, Content::Format(Format::NginxUpstream));
         assert_eq!(file.mode, Some(Mode(0o640)));
@@ -319,6 +323,7 @@ signal = "USR1"
         assert_eq!(target.select.protocol, None);
         assert_eq!(target.pace, PaceSettings::none());
         assert_eq!(target.guard, GuardSettings::default());
+        assert_eq!(target.reconcile, Duration::from_secs(30));
         assert_eq!((target.file.check, target.file.backups, target.file.notify), (None, None, None));
         let rest = "format = \"citus-workers\"\ncheck = \"a {file}\"\nbackups = { dir = \"/b\" }\n[target.notify]\ncommand = [\"b\", \"c d\"]";
         let target = web(rest).expect("a target");
@@ -422,6 +427,7 @@ signal = "USR1"
                 "format = \"json\"\nheartbeat = \"1s\"\npace = \"none\"",
                 "heartbeat is 1s: expected it or pace, not both",
             ),
+            ("format = \"json\"\nreconcile = \"0s\"", "reconcile is 0s: expected more than 0s"),
             ("format = \"json\"\npace = { burst = 0 }", "pace.burst is 0: expected 1 to 1000"),
         ] {
             let error = web(rest).map(drop).expect_err(rest);

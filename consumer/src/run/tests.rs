@@ -633,6 +633,64 @@ async fn a_file_that_its_check_refuses_is_not_ready_until_it_is_mended() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_someone_else_changes_or_removes_is_put_back_and_notified_within_the_interval() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&format!("reconcile = \"10s\"\n{}", with_signal())).await;
+    let first = scene.request_after("h1", None).await;
+    scene.ack("h1", &first, None).await;
+    running.is_ready().await;
+    let mut last = first;
+    let edit: [&dyn Fn(); 2] =
+        [&|| fs::write(scene.path("file"), "10.0.0.9 8001\n").expect("a file"), &|| {
+            fs::remove_file(scene.path("file")).expect("a file")
+        }];
+    for edit in edit {
+        edit();
+        let since = tokio::time::Instant::now();
+        let request = scene.request_after("h1", None).await;
+        assert!(since.elapsed() <= Duration::from_secs(11), "{:?}", since.elapsed());
+        assert!(request.generation > last.generation, "it is a change as any other");
+        assert_eq!(scene.file(), "10.0.0.1 8001\n");
+        scene.ack("h1", &request, None).await;
+        running.is_ready().await;
+        scene.no_request("h1").await;
+        last = request;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_a_file_that_nobody_changed_reads_and_writes_nothing() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let template = scene.path("list.j2");
+    fs::write(&template, "{{ instances[0].endpoint }}\n").expect("a file");
+    let running = scene.start(&format!("template = \"{}\"", template.display())).await;
+    scene.file_has("10.0.0.1:8001").await;
+    running.is_ready().await;
+    let left = fs::metadata(scene.path("file")).expect("a file").ctime_nsec();
+    // Whoever rendered again would fail.
+    fs::remove_file(&template).expect("a file");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    running.is_ready().await;
+    assert_eq!(fs::metadata(scene.path("file")).expect("a file").ctime_nsec(), left);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_the_file_leaves_a_change_that_waits_for_its_pace_alone() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let running = scene.start("format = \"citus-workers\"\nreconcile = \"2s\"\nheartbeat = \"60s\"").await;
+    scene.file_has("10.0.0.1 8001").await;
+    running.is_ready().await;
+    let since = tokio::time::Instant::now();
+    scene.put(2).await;
+    scene.file_has("10.0.0.2 8002").await;
+    assert!(since.elapsed() > Duration::from_secs(50), "{:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_linked_destination_is_written_through_its_link() {
     let scene = Scene::new();
     scene.put(1).await;

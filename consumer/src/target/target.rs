@@ -34,6 +34,8 @@ pub struct Target {
     selection: watch::Receiver<Selection>,
     sink: Box<dyn Sink>,
     pacer: Pacer,
+    /// How often to look whether the sink still has what was applied.
+    reconcile: Duration,
     notifier: Option<NotifierHandle>,
     /// The change that the sink has now.
     current: Option<Current>,
@@ -41,6 +43,8 @@ pub struct Target {
     started: Vec<Timestamp>,
     /// When to try again, or to look again at what is held.
     again: Option<Instant>,
+    /// When to look whether the sink still has what was applied.
+    reconcile_at: Option<Instant>,
     /// When to remember what was applied and acked, if that is not remembered yet.
     remember_at: Option<Instant>,
     backoff: Backoff,
@@ -117,6 +121,7 @@ impl Target {
         selection: watch::Receiver<Selection>,
         sink: Box<dyn Sink>,
         pacer: Pacer,
+        reconcile: Duration,
         notifier: Option<NotifierHandle>,
         part: Part,
     ) -> Self {
@@ -125,10 +130,12 @@ impl Target {
             selection,
             sink,
             pacer,
+            reconcile,
             notifier,
             current: None,
             started: Vec::new(),
             again: None,
+            reconcile_at: None,
             remember_at: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
             part,
@@ -143,7 +150,7 @@ impl Target {
     /// Follows its selection until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
-            let turn_at = [self.pacer.due(), self.again].into_iter().flatten().min();
+            let turn_at = self.turn_at();
             let now = Instant::now();
             // The timer's own steps are a millisecond: what is due now does not wait for one.
             if turn_at.is_some_and(|at| at <= now) && !stop.is_cancelled() {
@@ -171,6 +178,12 @@ impl Target {
         if self.remember_at.is_some() {
             self.remember().await;
         }
+    }
+
+    /// When to apply the selection. What has changed waits for its pace, and so does what would be looked at meanwhile.
+    fn turn_at(&self) -> Option<Instant> {
+        let look_at = || [self.again, self.reconcile_at].into_iter().flatten().min();
+        self.pacer.due().or_else(look_at)
     }
 
     /// Applies the selection once, and waits until everybody has taken it.
@@ -205,6 +218,7 @@ impl Target {
         let begun = Instant::now();
         self.pacer.taken();
         self.again = None;
+        self.reconcile_at = None;
         self.selection.mark_unchanged();
         match self.sink.apply(&self.selection).await {
             Ok(Applied::Held { until, reason }) => {
@@ -250,6 +264,7 @@ impl Target {
         self.backoff.reset();
         let Content { generation, acked, instances, held, notes, started, look_again } = content;
         self.again = look_again;
+        self.reconcile_at = Some(Instant::now() + self.reconcile);
         if self.notifier.is_some() {
             let room = MAX_STARTED - self.started.len();
             self.started.extend(started.into_iter().take(room));

@@ -199,8 +199,10 @@ mod tests {
             assert_eq!(slow, "rendering or installing takes more than 10s");
         }
         drop(mend(&template));
-        let Applied::Written(_) = sink.apply(&receiver).await.expect("it renders") else {
-            panic!("it is new")
+        // What went on meanwhile has installed it, and is told now.
+        let Applied::Unchanged(content) = sink.apply(&receiver).await.expect("it was rendered") else {
+            panic!("it is there")
         };
+        assert_eq!(content.instances, 1);
     }
 }

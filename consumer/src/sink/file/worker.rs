@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     FileConfig,
-    install::{Installer, Staged},
+    install::{Installer, Staged, Stamp},
     render::{Changes, Rendered, Renderer},
     sink::FileError,
 };
@@ -33,8 +33,20 @@ pub(super) struct Worker {
     last_generation: Option<Generation>,
     /// The selection's step that the file shows.
     shown: u64,
+    /// What the file has, while that is what was to be applied last.
+    current: Option<Current>,
     /// The file that was replaced last, until its reader was notified: freeing it takes longer than the rename.
     replaced: Option<OwnedFd>,
+}
+
+/// What the file has, and how it was left.
+#[derive(Debug)]
+struct Current {
+    stamp: Option<Stamp>,
+    generation: Generation,
+    acked: Option<Acked>,
+    instances: usize,
+    notes: Vec<String>,
 }
 
 /// A rendered selection that is not installed yet.
@@ -85,6 +97,7 @@ impl Worker {
             is_checked: target.file.check.is_some(),
             last_generation: None,
             shown: 0,
+            current: None,
             replaced: None,
         })
     }
@@ -93,26 +106,40 @@ impl Worker {
     pub fn make(&mut self, selection: &watch::Receiver<Selection>, now: Instant) -> Result<Made, FileError> {
         self.renderer.look_again(now);
         let Taken { changes, verdict, started, step } = self.take(&selection.borrow(), now);
-        let look_again = verdict.next_change();
         if let Some(Hold { until, reason }) = verdict.floor {
             return Ok(Made::Done(Applied::Held { until, reason }));
         }
+        let found = self.installer.stamp();
+        // Away until the new file is there: what fails is tried from the start.
+        let current = self.current.take();
+        let was_changed = current.as_ref().is_some_and(|current| current.stamp != found);
+        let next_change = verdict.next_change();
+        let held = verdict.services.into_values().map(|hold| hold.reason).collect();
+        if let Some(current) = current.filter(|_| changes.is_empty() && !was_changed) {
+            let look_again = [next_change, self.renderer.next_look()].into_iter().flatten().min();
+            return Ok(Made::Done(Applied::Unchanged(self.shown_again(current, held, look_again, step))));
+        }
         let Rendered { bytes, instances, left_out } = self.renderer.render(changes, now)?;
-        let look_again = [look_again, self.renderer.next_look()].into_iter().flatten().min();
         let draft = Draft {
             digest: self.state.is_some().then(|| Digest::of(&bytes)),
             instances,
-            held: verdict.services.into_values().map(|hold| hold.reason).collect(),
+            held,
             notes: note(&left_out).into_iter().collect(),
             started,
-            look_again,
+            look_again: [next_change, self.renderer.next_look()].into_iter().flatten().min(),
             step,
         };
-        match self.installer.stage(&bytes)? {
-            None => Ok(Made::Done(Applied::Unchanged(self.found(draft)))),
-            Some(staged) if self.is_checked => Ok(Made::Staged(draft, staged)),
-            Some(staged) => Ok(Made::Done(Applied::Written(self.install(draft, staged)?))),
+        let Some(staged) = self.installer.stage(&bytes)? else {
+            return Ok(Made::Done(Applied::Unchanged(self.found(draft, found))));
+        };
+        if was_changed {
+            let file = self.installer.dest.display();
+            tracing::warn!(%file, "the file was changed by someone else, and is put back");
         }
+        if self.is_checked {
+            return Ok(Made::Staged(draft, staged));
+        }
+        Ok(Made::Done(Applied::Written(self.install(draft, staged)?)))
     }
 
     fn take(&self, selection: &Selection, now: Instant) -> Taken {
@@ -131,21 +158,34 @@ impl Worker {
             state.before_apply(digest)?;
         }
         self.replaced = self.installer.install(staged)?.filter(|_| self.state.is_some());
-        let generation = self.next_generation(&draft);
-        Ok(self.content(draft, generation, None))
+        let (generation, stamp) = (self.next_generation(&draft), self.installer.stamp());
+        Ok(self.content(draft, generation, None, stamp))
+    }
+
+    /// Nothing has changed since the file was looked at last.
+    fn shown_again(
+        &mut self,
+        current: Current,
+        held: Vec<String>,
+        look_again: Option<Instant>,
+        step: u64,
+    ) -> Content {
+        let Current { generation, acked, instances, notes, stamp } = current;
+        let draft = Draft { digest: None, instances, held, notes, started: vec![], look_again, step };
+        self.content(draft, generation, acked, stamp)
     }
 
     /// The file is as the draft already. It may be a change of an earlier run.
-    fn found(&mut self, draft: Draft) -> Content {
+    fn found(&mut self, draft: Draft, stamp: Option<Stamp>) -> Content {
         let applied = self.state.as_ref().and_then(TargetState::applied);
         let known = applied.filter(|applied| Some(&applied.sha256) == draft.digest.as_ref());
         let Some(generation) = known.map(|applied| applied.generation) else {
             let generation = self.next_generation(&draft);
-            return self.content(draft, generation, None);
+            return self.content(draft, generation, None, stamp);
         };
         self.last_generation = self.last_generation.max(Some(generation));
         let acked = self.state.as_ref().and_then(|state| state.acked(generation)).cloned();
-        self.content(draft, generation, acked)
+        self.content(draft, generation, acked, stamp)
     }
 
     fn next_generation(&mut self, draft: &Draft) -> Generation {
@@ -157,9 +197,17 @@ impl Worker {
         generation
     }
 
-    fn content(&mut self, draft: Draft, generation: Generation, acked: Option<Acked>) -> Content {
+    fn content(
+        &mut self,
+        draft: Draft,
+        generation: Generation,
+        acked: Option<Acked>,
+        stamp: Option<Stamp>,
+    ) -> Content {
         let Draft { digest: _, instances, held, notes, started, look_again, step } = draft;
         self.shown = step;
+        let (kept_notes, kept_acked) = (notes.clone(), acked.clone());
+        self.current = Some(Current { stamp, generation, acked: kept_acked, instances, notes: kept_notes });
         Content { generation, acked, instances, held, notes, started, look_again }
     }
 

@@ -61,6 +61,25 @@ pub struct Installer {
     pub backups: Option<Backups>,
 }
 
+/// What tells at a glance whether a file is still the one that was left: where and what it is, how long, and when it
+/// was changed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stamp {
+    file: (u64, u64),
+    len: u64,
+    times: [(i64, i64); 2],
+}
+
+impl Stamp {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            file: (found.dev(), found.ino()),
+            len: found.len(),
+            times: [(found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec())],
+        }
+    }
+}
+
 /// A staged file that is yet to be installed. Dropping it removes it.
 #[derive(Debug)]
 pub struct Staged {
@@ -133,6 +152,11 @@ impl Installer {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("cannot read", &self.dest)(error)),
         }
+    }
+
+    /// The stamp of the file that is installed, if any is.
+    pub fn stamp(&self) -> Option<Stamp> {
+        fs::metadata(&self.dest).ok().as_ref().map(Stamp::of)
     }
 
     /// Stages the bytes, or does nothing where the file has them already.

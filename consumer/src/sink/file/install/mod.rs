@@ -3,5 +3,5 @@
 pub mod installer;
 pub mod owner;
 
-pub use installer::{Backups, InstallError, Installer, Staged};
+pub use installer::{Backups, InstallError, Installer, Staged, Stamp};
 pub use owner::{Mode, Owner};
