@@ -427,6 +427,10 @@ signal = "USR1"
                 "format = \"json\"\nheartbeat = \"1s\"\npace = \"none\"",
                 "heartbeat is 1s: expected it or pace, not both",
             ),
+            (
+                "format = \"json\"\nbackups = { dir = \"/b\", keep = 0 }",
+                "backups.keep is 0: expected 1 or more",
+            ),
             ("format = \"json\"\nreconcile = \"0s\"", "reconcile is 0s: expected more than 0s"),
             ("format = \"json\"\npace = { burst = 0 }", "pace.burst is 0: expected 1 to 1000"),
         ] {

@@ -76,6 +76,15 @@ pub struct RawBackups {
     keep: Option<usize>,
 }
 
+impl RawBackups {
+    fn parse(self) -> Result<Backups, SettingError> {
+        match self.keep.unwrap_or(MAX_BACKUPS) {
+            0 => Err(SettingError::new("backups.keep", 0, "1 or more")),
+            keep => Ok(Backups { dir: self.dir, keep }),
+        }
+    }
+}
+
 impl RawFile {
     /// What it means.
     ///
@@ -109,8 +118,7 @@ impl RawFile {
             }
             (None, None) => None,
         };
-        let backups =
-            backups.map(|RawBackups { dir, keep }| Backups { dir, keep: keep.unwrap_or(MAX_BACKUPS) });
+        let backups = backups.map(RawBackups::parse).transpose()?;
         let notify = notify.map(RawNotify::parse).transpose()?;
         Ok(FileConfig { dest, content, mode, owner, check, backups, notify })
     }

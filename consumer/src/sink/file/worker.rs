@@ -3,12 +3,12 @@
 use std::{os::fd::OwnedFd, path::Path};
 
 use jiff::Timestamp;
-use rollcall_shared::process::setting::SettingError;
+use rollcall_shared::process::{error::one_line, setting::SettingError};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     FileConfig,
-    install::{Installer, Staged, Stamp},
+    install::{Attributes, Installed, Installer, Staged, Stamp},
     render::{Changes, Rendered, Renderer},
     sink::FileError,
 };
@@ -153,11 +153,17 @@ impl Worker {
     }
 
     /// Installs what was staged.
-    pub fn install(&mut self, draft: Draft, staged: Staged) -> Result<Content, FileError> {
+    pub fn install(&mut self, mut draft: Draft, staged: Staged) -> Result<Content, FileError> {
         if let (Some(state), Some(digest)) = (&mut self.state, &draft.digest) {
             state.before_apply(digest)?;
         }
-        self.replaced = self.installer.install(staged)?.filter(|_| self.state.is_some());
+        let Installed { replaced, not_kept } = self.installer.install(staged)?;
+        self.replaced = replaced.filter(|_| self.state.is_some());
+        if let Some(error) = not_kept {
+            let reason = one_line(&error);
+            tracing::warn!(reason, "the file that was replaced is not kept");
+            draft.notes.push(reason);
+        }
         let (generation, stamp) = (self.next_generation(&draft), self.installer.stamp());
         Ok(self.content(draft, generation, None, stamp))
     }
@@ -235,6 +241,8 @@ fn note(left_out: &[String]) -> Option<String> {
 pub(super) fn parts(target: &TargetConfig) -> (Renderer, Installer) {
     let FileConfig { dest, content, mode, owner, backups, .. } = &target.file;
     let renderer = Renderer::new(target.name.clone(), content.clone(), target.select.named_services());
-    let installer = Installer { dest: dest.clone(), mode: *mode, owner: *owner, backups: backups.clone() };
+    let attributes = Attributes { mode: *mode, owner: *owner };
+    let installer =
+        Installer { dest: dest.clone(), target: target.name.clone(), attributes, backups: backups.clone() };
     (renderer, installer)
 }
