@@ -3,6 +3,7 @@
 //! Commands check staged files and notify targets. After the time-out the whole process group is killed.
 
 use std::{
+    ffi::OsStr,
     fmt,
     os::unix::process::ExitStatusExt,
     path::Path,
@@ -18,10 +19,12 @@ use tokio::{
     process::{Child, Command},
 };
 
-/// Stands for the file in a command's words.
+/// Stands for the file in a command's words: where it is staged, for a check.
 pub const FILE: &str = "{file}";
+/// Stands for where the file goes.
+const DEST: &str = "{dest}";
 
-/// A command as words; `{file}` in them stands for the file.
+/// A command as words; `{file}` and `{dest}` in them stand for the file and for where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     program: String,
@@ -96,38 +99,50 @@ impl CommandLine {
         Ok(Self { program, arguments: words.collect() })
     }
 
+    /// Its words for these files, of which the first is the program.
+    fn words(&self, file: &Path, dest: &Path) -> Vec<String> {
+        let (file, dest) = (file.to_string_lossy(), dest.to_string_lossy());
+        let words = [&self.program].into_iter().chain(&self.arguments);
+        words.map(|word| word.replace(FILE, &file).replace(DEST, &dest)).collect()
+    }
+
     /// Whether it names the file.
     pub fn names_file(&self) -> bool {
         self.program.contains(FILE) || self.arguments.iter().any(|word| word.contains(FILE))
     }
 
-    /// Runs it for `file`, and kills it after the time-out.
+    /// Runs it for the staged `file` that goes to `dest`, and kills it after the time-out, or when it is not waited for
+    /// any more.
     ///
     /// # Errors
     /// Any end but the exit code 0.
-    pub async fn run(&self, file: &Path, timeout: Duration) -> Result<(), CommandError> {
-        let file = file.to_string_lossy();
-        let program = self.program.replace(FILE, &file);
+    pub async fn run(&self, file: &Path, dest: &Path, timeout: Duration) -> Result<(), CommandError> {
+        let [program, arguments @ ..] = &self.words(file, dest)[..] else { unreachable!("it has a program") };
+        let program = program.clone();
         let mut command = Command::new(&program);
         command
-            .args(self.arguments.iter().map(|word| word.replace(FILE, &file)))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_private(name)) {
+            command.env_remove(name);
+        }
         let started = command.spawn();
-        let mut child = started.map_err(|source| CommandError::Start { program: program.clone(), source })?;
-        let errors = Output::of(child.stderr.take());
-        let output = Output::of(child.stdout.take());
-        let ended = tokio::time::timeout(timeout, child.wait()).await;
+        let started = started.map_err(|source| CommandError::Start { program: program.clone(), source })?;
+        let mut group = Group(started);
+        let errors = Output::of(group.0.stderr.take());
+        let output = Output::of(group.0.stdout.take());
+        let ended = tokio::time::timeout(timeout, group.0.wait()).await;
         if let Ok(Ok(status)) = &ended
             && status.success()
         {
             return Ok(());
         }
         if ended.is_err() {
-            kill(&mut child).await;
+            group.kill().await;
         }
         let said = match errors.first_line().await {
             Some(line) => Some(line),
@@ -142,6 +157,12 @@ impl CommandLine {
     }
 }
 
+/// Whether a command must not see this variable: Rollcall's own settings and etcdctl's, as some are secrets.
+fn is_private(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b"ROLLCALL_") || name.starts_with(b"ETCDCTL_")
+}
+
 fn show(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
@@ -150,15 +171,31 @@ fn show(status: ExitStatus) -> String {
     }
 }
 
-/// Ends a command and all that it started, as far as that is in its process group.
-async fn kill(child: &mut Child) {
-    let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-    if let Some(group) = group {
-        let killed = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        tracing::debug!(?killed, "ended a command that took too long");
+/// A command at work and all that it started, as far as that is in its process group. They end together when it is
+/// dropped before its end.
+struct Group(Child);
+
+impl Group {
+    async fn kill(&mut self) {
+        self.signal();
+        // It may be gone already; then there is nothing left to end.
+        let _ = self.0.kill().await;
     }
-    // It may be gone already; then there is nothing left to end.
-    let _ = child.kill().await;
+
+    fn signal(&self) {
+        // It has no ID any more once it has ended.
+        let group = self.0.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+        if let Some(group) = group {
+            let killed = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            tracing::debug!(?killed, "ended a command that was not waited for any more");
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal();
+    }
 }
 
 /// Reads a command's output, so that it never waits for a reader, and keeps the beginning.
@@ -201,7 +238,10 @@ mod tests {
 
     async fn run(command: &str, timeout: Duration) -> Result<(), String> {
         let command: CommandLine = command.parse().expect("a command");
-        command.run(Path::new("/etc/hostname"), timeout).await.map_err(|error| one_line(&error))
+        command
+            .run(Path::new("/etc/hostname"), Path::new("/etc/motd"), timeout)
+            .await
+            .map_err(|error| one_line(&error))
     }
 
     #[tokio::test]
@@ -215,6 +255,54 @@ mod tests {
         );
         let missing = run("/no/such/program", second).await.expect_err("there is none");
         assert!(missing.starts_with("cannot run /no/such/program: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn a_file_and_where_it_goes_stand_for_their_words() {
+        let command: CommandLine = "check {file} --as={dest}".parse().expect("a command");
+        assert_eq!(command.words(Path::new("/a/.b"), Path::new("/a/b")), ["check", "/a/.b", "--as=/a/b"]);
+    }
+
+    #[test]
+    fn settings_of_ours_and_of_etcdctl_are_no_commands_business() {
+        for (name, expected) in [
+            ("ROLLCALL_DEST", true),
+            ("ETCDCTL_PASSWORD", true),
+            ("ETCDCTL_KEY", true),
+            ("PATH", false),
+            ("DOCKER_HOST", false),
+        ] {
+            assert_eq!(is_private(OsStr::new(name)), expected, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_not_waited_for_any_more_ends_with_its_children() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("child");
+        let command: CommandLine =
+            format!("sh -c 'sleep 60 & echo $! > {0}.new; mv {0}.new {0}; wait'", file.display())
+                .parse()
+                .expect("a command");
+        let running = tokio::spawn(async move {
+            command.run(Path::new("/x"), Path::new("/x"), Duration::from_secs(60)).await
+        });
+        let child = loop {
+            if let Ok(child) = std::fs::read_to_string(&file) {
+                break child.trim().to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        running.abort();
+        let stat = || std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        for _ in 0..1000 {
+            // Nobody may have reaped it yet.
+            if stat().split(' ').nth(2).is_none_or(|state| state == "Z") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the child goes on: {}", stat());
     }
 
     #[tokio::test]

@@ -102,7 +102,7 @@ impl FileSink {
             Made::Done(applied) => Ok(applied),
             Made::Staged(draft, staged) => {
                 if let Some(Check { command, timeout }) = &self.check {
-                    command.run(staged.path(), *timeout).await?;
+                    command.run(staged.path(), staged.dest(), *timeout).await?;
                 }
                 self.work(move |worker| worker.install(draft, staged)).await?.map(Applied::Written)
             }

@@ -93,6 +93,11 @@ impl Staged {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Where it goes: the destination, or what that is a link to.
+    pub fn dest(&self) -> &Path {
+        &self.dest
+    }
 }
 
 impl Installer {
@@ -159,37 +164,52 @@ impl Installer {
         fs::metadata(&self.dest).ok().as_ref().map(Stamp::of)
     }
 
+    /// Whether the file has other bytes, or another mode or owner than it should have.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn differs(&self, bytes: &[u8]) -> Result<bool, InstallError> {
+        let found = fs::metadata(&self.dest).ok();
+        let is_alike = |found: Metadata| found.len() == bytes.len() as u64 && self.attributes.are_met(&found);
+        Ok(!found.is_some_and(is_alike) || self.installed()?.as_deref() != Some(bytes))
+    }
+
     /// Stages the bytes, or does nothing where the file has them already.
     ///
     /// # Errors
     /// The operating system's.
     pub fn stage(&self, bytes: &[u8]) -> Result<Option<Staged>, InstallError> {
-        let dest = self.resolved()?;
-        let found = fs::metadata(&dest).ok();
-        if found
-            .as_ref()
-            .is_some_and(|found| found.len() == bytes.len() as u64 && self.attributes.are_met(found))
-            && self.installed()?.as_deref() == Some(bytes)
-        {
+        if !self.differs(bytes)? {
             return Ok(None);
         }
+        let dest = self.resolved()?;
+        match self.stage_in(folder(&dest), bytes, false) {
+            // The folder is closed to us but the file is open: it can still be rewritten in place.
+            Err(error) if dest.exists() && is_closed(&error.source) => self.stage_elsewhere(bytes),
+            staged => staged,
+        }
+        .map(Some)
+    }
+
+    /// Stages the bytes in the folder of temporary files, and touches nothing else.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn stage_elsewhere(&self, bytes: &[u8]) -> Result<Staged, InstallError> {
+        self.stage_in(&std::env::temp_dir(), bytes, true)
+    }
+
+    fn stage_in(&self, dir: &Path, bytes: &[u8], is_elsewhere: bool) -> Result<Staged, InstallError> {
+        let dest = self.resolved()?;
         let (prefix, suffix) = (staged_prefix(&dest), staged_suffix(&dest));
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(&suffix);
-        let (mut file, mut in_place) = match builder.tempfile_in(folder(&dest)).map_err(plain) {
-            Ok(file) => (file, false),
-            // The folder is closed to us but the file is open: it can still be rewritten in place.
-            Err(error) if found.is_some() && is_closed(&error) => {
-                let elsewhere = std::env::temp_dir();
-                let file = builder.tempfile_in(&elsewhere).map_err(plain);
-                (file.map_err(failed("cannot stage in", &elsewhere))?, true)
-            }
-            Err(error) => return Err(failed("cannot stage beside", &dest)(error)),
-        };
+        let file = builder.prefix(&prefix).suffix(&suffix).tempfile_in(dir).map_err(plain);
+        let mut file = file.map_err(failed("cannot stage in", dir))?;
         let unwritten = failed("cannot write", file.path());
-        in_place |= !self.attributes.dress(file.as_file(), &dest, found.as_ref())?;
+        let found = fs::metadata(&dest).ok();
+        let in_place = !self.attributes.dress(file.as_file(), &dest, found.as_ref())? || is_elsewhere;
         file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(unwritten)?;
-        Ok(Some(Staged { path: NamedTempFile::into_temp_path(file), dest, in_place }))
+        Ok(Staged { path: NamedTempFile::into_temp_path(file), dest, in_place })
     }
 
     /// Puts a staged file in place, after keeping the one that it replaces.

@@ -23,6 +23,6 @@ pub struct NotifyError(#[from] CommandError);
 impl CommandNotifier {
     /// Runs it to its end.
     pub(super) async fn attempt(&self) -> Result<(), NotifyError> {
-        Ok(self.command.run(&self.dest, self.timeout).await?)
+        Ok(self.command.run(&self.dest, &self.dest, self.timeout).await?)
     }
 }
