@@ -1,6 +1,11 @@
 //! Runs a consumer: wires the store, the roll, the targets and their notifiers.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::{ErrorKind, Write},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use rollcall_shared::{
     codec::V1,
@@ -25,7 +30,8 @@ use crate::{
     identity::Identity,
     roll::{self, RollDecode, Selection, follower::Follower},
     sink::file::{
-        FileSink, dry_run,
+        FileSink,
+        dry_run::{self, Outcome, Preview},
         notify::{
             Notifier, NotifierHandle, Notify,
             command::CommandNotifier,
@@ -80,7 +86,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let result = match (consumer.follow(&plan.targets, remembered).await?, opened) {
         // Asked to stop before there was anything to do.
         (None, _) => Ok(()),
-        (Some(selections), None) => show(&plan.targets, &selections),
+        (Some(selections), None) => show(&plan.targets, &selections).await,
         (Some(selections), Some(opened)) => {
             let targets = consumer.targets(&plan, selections, opened);
             if once { consumer.once(targets).await } else { consumer.work(targets).await }
@@ -90,11 +96,25 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     result
 }
 
-fn show(targets: &[TargetConfig], selections: &[watch::Receiver<Selection>]) -> Result<(), Failure> {
+/// Shows what would change. Whoever reads it may have seen enough before its end.
+async fn show(targets: &[TargetConfig], selections: &[watch::Receiver<Selection>]) -> Result<(), Failure> {
+    let (mut failures, mut differs) = (Vec::new(), false);
     for (target, selection) in targets.iter().zip(selections) {
-        print!("{}", dry_run::diff(target, &selection.borrow()).map_err(Failure::failed)?);
+        let Preview { text, outcome } = dry_run::preview(target, selection).await;
+        match std::io::stdout().lock().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(Failure::failed(error)),
+            _ => {}
+        }
+        match outcome {
+            Ok(outcome) => differs |= outcome == Outcome::Changed,
+            Err(error) => failures.push(dry_run::failure(target, &error)),
+        }
     }
-    Ok(())
+    match (failures.is_empty(), differs) {
+        (false, _) => Err(Failure::failed(failures.join("; "))),
+        (true, true) => Err(Failure::Differs),
+        (true, false) => Ok(()),
+    }
 }
 
 /// What is opened before anything starts: the last of what is checked.

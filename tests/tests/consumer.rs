@@ -135,3 +135,44 @@ fn a_template_of_a_thousand_million_steps_stops_neither_health_nor_the_lease_nor
     assert_eq!(claim()?, None, "it said goodbye");
     Ok(())
 }
+
+#[test]
+fn a_dry_run_ends_with_2_where_something_would_change_and_bears_a_reader_that_has_seen_enough() -> Result<()>
+{
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    let dest = dir.path().join("out");
+    let dry_run = || -> Result<std::process::Command> {
+        let mut command = Program::consumer()?;
+        command.args(["--etcd", &etcd.endpoint(), "--format", "json", "--dry-run", "--dest"]).arg(&dest);
+        command.arg("--state-dir").arg(dir.path().join("state"));
+        Ok(command)
+    };
+    let output = dry_run()?.output()?;
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("+[]"), "{output:?}");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("error: "), "{output:?}");
+    let mut child = dry_run()?.stdout(std::process::Stdio::piped()).spawn()?;
+    drop(child.stdout.take());
+    assert_eq!(child.wait()?.code(), Some(2), "nobody reads it");
+    assert!(!dest.exists() && !dir.path().join("state").exists());
+    fs::write(&dest, "[]\n")?;
+    assert_eq!(dry_run()?.output()?.status.code(), Some(0));
+    let refused = dry_run()?.args(["--mode", "0600", "--check", "false {file}"]).output()?;
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn a_command_is_told_no_setting_of_ours() -> Result<()> {
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    let seen = dir.path().join("seen");
+    let mut command = Program::consumer()?;
+    command.args(["--format", "json", "--dry-run", "--dest"]).arg(dir.path().join("out"));
+    command.arg("--check").arg(format!("sh -c 'env > {}; test -e {{file}}'", seen.display()));
+    command.env("ETCDCTL_ENDPOINTS", etcd.endpoint()).env("ROLLCALL_WAIT", "9s").env("OF_ITS_OWN", "1");
+    assert_eq!(command.output()?.status.code(), Some(2));
+    let seen = fs::read_to_string(&seen)?;
+    assert!(seen.contains("OF_ITS_OWN=1") && seen.contains("PATH="), "{seen}");
+    assert!(!seen.contains("ETCDCTL_") && !seen.contains("ROLLCALL_"), "{seen}");
+    Ok(())
+}

@@ -690,6 +690,49 @@ async fn a_look_at_the_file_leaves_a_change_that_waits_for_its_pace_alone() {
     assert!(since.elapsed() > Duration::from_secs(50), "{:?}", since.elapsed());
 }
 
+#[tokio::test]
+async fn a_dry_run_shows_what_would_change_checks_it_elsewhere_and_touches_nothing() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let seen = scene.path("seen");
+    let check = format!(
+        "sh -c 'cp {{file}} {}; echo {{dest}}; test ! -e {}'",
+        seen.display(),
+        scene.path("bad").display()
+    );
+    let plan = scene.plan(&format!("format = \"citus-workers\"\ncheck = {check:?}"));
+    let mut consumer = scene.consumer();
+    let selections = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
+    let preview = async || dry_run::preview(&plan.targets[0], &selections[0]).await;
+    let Preview { text, outcome } = preview().await;
+    assert_eq!(outcome.expect("it is checked"), Outcome::Changed);
+    assert!(text.starts_with("--- /dev/null\n+++ ") && text.ends_with("\n+10.0.0.1 8001\n"), "{text}");
+    assert_eq!(fs::read_to_string(&seen).expect("it was checked"), "10.0.0.1 8001\n");
+    assert!(!scene.path("file").exists());
+    fs::write(scene.path("bad"), "").expect("a file");
+    let Preview { text, outcome } = preview().await;
+    let refused = dry_run::failure(&plan.targets[0], &outcome.expect_err("it is refused"));
+    assert!(refused.starts_with("target web: the check refuses the new file: sh ended with exit code 1: "));
+    assert!(refused.ends_with("/file") && text.contains("+10.0.0.1 8001"), "{refused}\n{text}");
+    fs::write(scene.path("file"), "10.0.0.1 8001\n").expect("a file");
+    assert_eq!(preview().await.outcome.expect("nobody checks it"), Outcome::Same);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_counts_the_loss_guard_in() {
+    let scene = Scene::new();
+    let plan = scene.plan("format = \"citus-workers\"\nguard = { min_instances = 1, hold = \"forever\" }");
+    scene.put(1).await;
+    let mut consumer = scene.consumer();
+    let selections = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
+    scene.delete(1).await;
+    until(async || selections[0].borrow().is_empty().then_some(())).await;
+    fs::write(scene.path("file"), "10.0.0.1 8001\n").expect("a file");
+    let Preview { text, outcome } = dry_run::preview(&plan.targets[0], &selections[0]).await;
+    assert_eq!(outcome.expect("it is held"), Outcome::Same);
+    assert!(text.starts_with("target web: ") && text.contains(" stays as it is: "), "{text}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_linked_destination_is_written_through_its_link() {
     let scene = Scene::new();

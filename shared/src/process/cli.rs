@@ -15,6 +15,8 @@ pub enum Failure {
     Usage(Box<dyn Error + Send + Sync>),
     /// Something that is needed is not there, or went away for good: exit code 1.
     Failed(Box<dyn Error + Send + Sync>),
+    /// What was asked for was shown, and something would change: exit code 2, without a word.
+    Differs,
 }
 
 impl Failure {
@@ -33,6 +35,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Usage(error) | Failure::Failed(error) => OneLine(&**error).fmt(f),
+            Failure::Differs => f.write_str("something would change"),
         }
     }
 }
@@ -59,9 +62,11 @@ pub fn parse<C: Parser>() -> C {
 /// Prints why it failed, if it did, and gives the exit code.
 pub fn end(program: &str, result: Result<(), Failure>) -> ExitCode {
     let Err(failure) = result else { return ExitCode::SUCCESS };
-    eprintln!("{program}: error: {failure}");
+    if !matches!(failure, Failure::Differs) {
+        eprintln!("{program}: error: {failure}");
+    }
     match failure {
-        Failure::Usage(_) => ExitCode::from(2),
+        Failure::Usage(_) | Failure::Differs => ExitCode::from(2),
         Failure::Failed(_) => ExitCode::FAILURE,
     }
 }

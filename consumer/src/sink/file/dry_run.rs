@@ -1,48 +1,90 @@
-//! Shows what would change, as a diff, and touches nothing.
+//! Shows what would change, as a diff, and touches nothing. What would be staged is checked in the folder of temporary
+//! files.
 
 use std::fmt::Write as _;
 
 use rollcall_shared::process::error::one_line;
 use similar::TextDiff;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use super::{render::Rendered, worker};
-use crate::{config::TargetConfig, roll::Selection};
+use super::{Check, install::Installer, render::Rendered, sink::FileError, worker};
+use crate::{
+    config::TargetConfig,
+    roll::{Hold, Selection},
+};
 
-/// Why it cannot be told what would change.
-#[derive(Debug, thiserror::Error)]
-#[error("target {target}: {reason}")]
-pub struct DryRunError {
-    target: String,
-    reason: String,
+/// What a target would come to.
+#[derive(Debug)]
+pub struct Preview {
+    /// What to show, in lines.
+    pub text: String,
+    /// What would become of the file.
+    pub outcome: Result<Outcome, FileError>,
 }
 
-/// The difference between a target's file and what it would be.
-///
-/// # Errors
-/// It cannot be rendered, or the file cannot be read.
-pub fn diff(target: &TargetConfig, selection: &Selection) -> Result<String, DryRunError> {
-    let named = |reason: String| DryRunError { target: target.name.to_string(), reason };
+/// What would become of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It stays as it is.
+    Same,
+    /// It would change.
+    Changed,
+}
+
+/// What the target's file would become.
+pub async fn preview(target: &TargetConfig, selection: &watch::Receiver<Selection>) -> Preview {
+    let mut text = String::new();
+    let outcome = look(target, selection, &mut text).await;
+    Preview { text, outcome }
+}
+
+async fn look(
+    target: &TargetConfig,
+    selection: &watch::Receiver<Selection>,
+    text: &mut String,
+) -> Result<Outcome, FileError> {
     let now = Instant::now();
     let (mut renderer, installer) = worker::parts(target);
-    let verdict = selection.verdict(now);
-    let changes = renderer.changes(selection, &verdict);
-    let Rendered { bytes, left_out, .. } =
-        renderer.render(changes, now).map_err(|error| named(one_line(&error)))?;
-    let installed = installer.installed().map_err(|error| named(one_line(&error)))?;
+    let (changes, verdict) = {
+        let selection = selection.borrow();
+        let verdict = selection.verdict(now);
+        (renderer.changes(&selection, &verdict), verdict)
+    };
+    let mut say = |line: String| writeln!(text, "target {}: {line}", target.name).expect("a text takes it");
     let dest = target.file.dest.display();
-    let (old, new) = (installed.as_deref().unwrap_or_default(), bytes.as_slice());
-    let mut text = String::new();
-    if installed.as_deref() == Some(new) {
-        writeln!(text, "target {}: {dest} stays as it is", target.name).expect("a text takes it");
-    } else {
-        let (old, new) = (String::from_utf8_lossy(old), String::from_utf8_lossy(new));
-        let from = if installed.is_some() { dest.to_string() } else { "/dev/null".to_owned() };
-        let diff = TextDiff::from_lines(&*old, &*new);
-        text.push_str(&diff.unified_diff().header(&from, &dest.to_string()).to_string());
+    if let Some(Hold { reason, .. }) = verdict.floor {
+        say(format!("{dest} stays as it is: {reason}"));
+        return Ok(Outcome::Same);
     }
-    for instance in left_out {
-        writeln!(text, "target {}: leaves out {instance}", target.name).expect("a text takes it");
+    let Rendered { bytes, left_out, .. } = renderer.render(changes, now)?;
+    verdict.services.into_values().for_each(|hold| say(hold.reason));
+    left_out.into_iter().for_each(|instance| say(format!("leaves out {instance}")));
+    if !installer.differs(&bytes)? {
+        say(format!("{dest} stays as it is"));
+        return Ok(Outcome::Same);
     }
-    Ok(text)
+    text.push_str(&diff(&installer, &bytes)?);
+    if let Some(Check { command, timeout }) = &target.file.check {
+        let staged = installer.stage_elsewhere(&bytes)?;
+        command.run(staged.path(), staged.dest(), *timeout).await?;
+    }
+    Ok(Outcome::Changed)
+}
+
+/// The difference between the file and the bytes.
+fn diff(installer: &Installer, bytes: &[u8]) -> Result<String, FileError> {
+    let (installed, dest) = (installer.installed()?, installer.dest.display().to_string());
+    if installed.as_deref() == Some(bytes) {
+        return Ok(format!("{dest}: the mode or the owner would be set\n"));
+    }
+    let from = if installed.is_some() { dest.clone() } else { "/dev/null".to_owned() };
+    let old = String::from_utf8_lossy(installed.as_deref().unwrap_or_default()).into_owned();
+    let new = String::from_utf8_lossy(bytes);
+    let diff = TextDiff::from_lines(&*old, &*new);
+    Ok(diff.unified_diff().header(&from, &dest).to_string())
+}
+
+/// Why a target's preview failed, on one line.
+pub fn failure(target: &TargetConfig, error: &FileError) -> String {
+    format!("target {}: {}", target.name, one_line(error))
 }
