@@ -274,7 +274,9 @@ impl Consumer {
                 self.supervisor.spawn_background("notifier", notifier.run().instrument(span));
                 return NotifierHandle { orders, notifications: notified };
             }
-            Notify::PidFile { pid_file, signal } => Attempt::PidFile(PidFileNotifier { pid_file, signal }),
+            Notify::PidFile { pid_file, signal, process } => {
+                Attempt::PidFile(PidFileNotifier { pid_file, signal, process })
+            }
             Notify::Command { command, timeout } => {
                 Attempt::Command(CommandNotifier { command, dest: target.file.dest.clone(), timeout })
             }

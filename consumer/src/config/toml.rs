@@ -419,6 +419,10 @@ signal = "USR1"
                 "notify.timeout is 1s: expected notify.command beside it",
             ),
             (
+                "format = \"json\"\n[target.notify]\ncontainer = \"x\"\nprocess = \"nginx\"",
+                "notify.process is nginx: expected notify.pid_file beside it",
+            ),
+            (
                 "format = \"citus-workers\"\n[target.select]\nprotocol = \"udp\"",
                 "select.protocol is udp: expected a protocol that the format can express",
             ),

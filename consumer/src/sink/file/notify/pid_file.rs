@@ -1,11 +1,12 @@
-//! A signal to a process of this host that a pid file names.
+//! A signal to a process of this host that a pid file names, and that surely wrote it.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use rollcall_shared::model::signal::Signal;
 use rustix::{
     io::Errno,
-    process::{Pid, kill_process},
+    param::clock_ticks_per_second,
+    process::{Pid, PidfdFlags, kill_process, pidfd_open, pidfd_send_signal},
 };
 
 /// Signals the process that a pid file names.
@@ -15,6 +16,8 @@ pub struct PidFileNotifier {
     pub pid_file: PathBuf,
     /// The signal.
     pub signal: Signal,
+    /// The name that the process must have.
+    pub process: Option<String>,
 }
 
 /// Why a process was not signalled. It is tried again.
@@ -36,6 +39,16 @@ pub enum PidFileError {
         /// What it has.
         content: String,
     },
+    /// The process is not the one that wrote the file.
+    #[error("process {pid} of the pid file {} {why}", path.display())]
+    Another {
+        /// The file.
+        path: PathBuf,
+        /// The process.
+        pid: i32,
+        /// How that can be seen.
+        why: String,
+    },
     /// The process cannot be signalled.
     #[error("cannot signal process {pid} of the pid file {}", path.display())]
     Signal {
@@ -51,25 +64,69 @@ pub enum PidFileError {
 impl PidFileNotifier {
     /// Sends the signal.
     pub(super) fn attempt(&self) -> Result<(), PidFileError> {
+        let pid = self.pid()?;
+        let (number, path) = (pid.as_raw_nonzero().get(), &self.pid_file);
+        let failed =
+            |error: Errno| PidFileError::Signal { path: path.clone(), pid: number, source: error.into() };
+        // First the handle, then the check: the process that was checked is the one that is signalled.
+        let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+            // Before Linux 5.3 there are no handles.
+            Err(Errno::NOSYS) => None,
+            opened => Some(opened.map_err(failed)?),
+        };
+        if let Some(why) = self.objection(number) {
+            return Err(PidFileError::Another { path: path.clone(), pid: number, why });
+        }
+        let signal = rustix::process::Signal::from_named_raw(self.signal.number());
+        let signal = signal.ok_or(Errno::INVAL).map_err(failed)?;
+        match handle {
+            Some(handle) => pidfd_send_signal(handle, signal),
+            None => kill_process(pid, signal),
+        }
+        .map_err(failed)
+    }
+
+    /// The process ID that the file has.
+    fn pid(&self) -> Result<Pid, PidFileError> {
         let path = || self.pid_file.clone();
         let text = fs::read_to_string(&self.pid_file)
             .map_err(|source| PidFileError::Read { path: path(), source })?;
         let content = text.trim();
         let pid = content.parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| PidFileError::NoPid {
-            path: path(),
-            content: content.chars().take(40).collect(),
-        })?;
-        let sent = match rustix::process::Signal::from_named_raw(self.signal.number()) {
-            Some(signal) => kill_process(pid, signal),
-            None => Err(Errno::INVAL),
-        };
-        sent.map_err(|error| PidFileError::Signal {
-            path: path(),
-            pid: pid.as_raw_nonzero().get(),
-            source: error.into(),
-        })
+        pid.ok_or_else(|| PidFileError::NoPid { path: path(), content: content.chars().take(40).collect() })
     }
+
+    /// Why the process is not the one that wrote the file, if that can be seen: numbers are used again.
+    fn objection(&self, pid: i32) -> Option<String> {
+        let written = fs::metadata(&self.pid_file).and_then(|found| found.modified()).ok();
+        let file_age = written.and_then(|written| written.elapsed().ok());
+        if let (Some(process_age), Some(file_age)) = (process_age(pid), file_age)
+            && process_age + MAX_SKEW < file_age
+        {
+            return Some("is younger than the file".to_owned());
+        }
+        let expected = self.process.as_deref()?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        let name = name.trim_end_matches('\n');
+        (name.as_bytes() != &expected.as_bytes()[..expected.len().min(MAX_COMM_BYTES)])
+            .then(|| format!("is {name:?}: expected {expected:?}"))
+    }
+}
+
+/// How much younger than its file a process may seem: both ages are rounded.
+const MAX_SKEW: Duration = Duration::from_secs(1);
+/// Linux cuts the names of processes to this length.
+const MAX_COMM_BYTES: usize = 15;
+
+/// How long ago a process was started, by proc_pid_stat(5) and proc_uptime(5).
+fn process_age(pid: i32) -> Option<Duration> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let uptime = uptime.split(' ').next()?.parse().ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may have spaces and brackets; the start is the 20th word after it.
+    let started: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let started = Duration::try_from_secs_f64(started / clock_ticks_per_second() as f64).ok()?;
+    Some(Duration::try_from_secs_f64(uptime).ok()?.saturating_sub(started))
 }
 
 #[cfg(test)]
@@ -82,7 +139,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let pid_file = dir.path().join("pid");
         fs::write(&pid_file, content).expect("a file");
-        PidFileNotifier { pid_file, signal: Signal::HUP }.attempt().map_err(|error| one_line(&error))
+        PidFileNotifier { pid_file, signal: Signal::HUP, process: None }
+            .attempt()
+            .map_err(|error| one_line(&error))
     }
 
     #[test]
@@ -102,5 +161,36 @@ mod tests {
         attempt(&format!("{}\n", child.id())).expect("it runs");
         let ended = child.wait().expect("it ends");
         assert_eq!(ended.signal(), Some(1));
+    }
+
+    #[test]
+    fn a_process_that_is_younger_than_the_file_or_has_another_name_is_not_signalled() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
+        let dir = tempfile::tempdir().expect("a folder");
+        let pid_file = dir.path().join("pid");
+        fs::write(&pid_file, child.id().to_string()).expect("a file");
+        let notifier = |process: Option<&str>| PidFileNotifier {
+            pid_file: pid_file.clone(),
+            signal: Signal::HUP,
+            process: process.map(ToOwned::to_owned),
+        };
+        // Right after its start, it has its parent's name.
+        while fs::read_to_string(format!("/proc/{}/comm", child.id())).expect("it runs") != "sleep\n" {
+            std::thread::yield_now();
+        }
+        let error = notifier(Some("nginx")).attempt().expect_err("it is another").to_string();
+        assert!(error.ends_with("is \"sleep\": expected \"nginx\""), "{error}");
+        let age = |seconds| {
+            let file = fs::File::options().write(true).open(&pid_file).expect("a file");
+            let written = std::time::SystemTime::now() - Duration::from_secs(seconds);
+            file.set_modified(written).expect("it is ours");
+        };
+        age(3600);
+        let error = notifier(None).attempt().expect_err("it is younger").to_string();
+        assert!(error.ends_with("is younger than the file"), "{error}");
+        age(0);
+        assert!(child.try_wait().expect("a process").is_none(), "it was not signalled");
+        notifier(Some("sleep")).attempt().expect("it is the one");
+        assert!(!child.wait().expect("it ends").success());
     }
 }

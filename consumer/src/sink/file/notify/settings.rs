@@ -28,6 +28,8 @@ pub enum Notify {
         pid_file: PathBuf,
         /// The signal.
         signal: Signal,
+        /// The name that the process must have.
+        process: Option<String>,
     },
     /// A command.
     Command {
@@ -42,7 +44,9 @@ impl fmt::Display for Notify {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Notify::Signal(delivery) => delivery.fmt(f),
-            Notify::PidFile { pid_file, signal } => write!(f, "{signal} to process {}", pid_file.display()),
+            Notify::PidFile { pid_file, signal, .. } => {
+                write!(f, "{signal} to process {}", pid_file.display())
+            }
             Notify::Command { command, .. } => write!(f, "command {command}"),
         }
     }
@@ -62,6 +66,8 @@ pub struct RawNotify {
     pub label: Option<LabelSelector>,
     /// A process by its pid file.
     pub pid_file: Option<PathBuf>,
+    /// The name that the process must have.
+    pub process: Option<String>,
     /// A command.
     #[serde(default, deserialize_with = "toml::command")]
     pub command: Option<CommandLine>,
@@ -78,9 +84,12 @@ impl RawNotify {
     /// # Errors
     /// None or several of the ways to notify, or settings that do not go with the one that is given.
     pub fn parse(self) -> Result<Notify, SettingError> {
-        let Self { container, label, pid_file, command, signal, timeout } = self;
+        let Self { container, label, pid_file, process, command, signal, timeout } = self;
         if let (None, Some(timeout)) = (&command, timeout) {
             return Err(SettingError::new("notify.timeout", time::show(timeout), "notify.command beside it"));
+        }
+        if let (None, Some(process)) = (&pid_file, process.as_ref()) {
+            return Err(SettingError::new("notify.process", process, "notify.pid_file beside it"));
         }
         if let (Some(_), Some(signal)) = (&command, signal) {
             return Err(SettingError::new("notify.signal", signal, "it or notify.command, not both"));
@@ -94,7 +103,7 @@ impl RawNotify {
             (None, Some(label), None, None) => {
                 Ok(Notify::Signal(Delivery { signal, to: Selector::Label(label) }))
             }
-            (None, None, Some(pid_file), None) => Ok(Notify::PidFile { pid_file, signal }),
+            (None, None, Some(pid_file), None) => Ok(Notify::PidFile { pid_file, signal, process }),
             (None, None, None, Some(command)) => {
                 Ok(Notify::Command { command, timeout: timeout.unwrap_or(COMMAND_TIMEOUT) })
             }
@@ -138,6 +147,7 @@ impl NotifyFlags {
             container: notify_container,
             label: notify_label,
             pid_file: notify_pid_file,
+            process: None,
             command: notify_command,
             signal: notify_signal,
             timeout: None,
