@@ -16,7 +16,7 @@ pub mod target;
 pub mod sink;
 
 pub mod claim;
-pub mod identity;
+pub mod state_dir;
 
 pub mod embedded;
 pub mod run;

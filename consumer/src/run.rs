@@ -15,7 +15,7 @@ use rollcall_shared::{
         consumer::{ConsumerRecord, TargetRecord},
         name::TargetName,
     },
-    process::{cli::Failure, health, readiness::Readiness, setting::SettingError, shutdown, telemetry, time},
+    process::{cli::Failure, health, readiness::Readiness, shutdown, telemetry, time},
     reflector::Reflector,
     session::LeaseSettings,
     store::{Store, etcd::EtcdStore, memory::MemoryStore},
@@ -27,7 +27,6 @@ use crate::{
     claim::ConsumerClaim,
     config::{ConsumerSettings, Plan, Settings, TargetConfig},
     embedded::{self, Embedded},
-    identity::Identity,
     roll::{self, RollDecode, Selection, follower::Follower},
     sink::file::{
         FileSink,
@@ -42,6 +41,7 @@ use crate::{
             signal::{AllRequests, SignalNotifier},
         },
     },
+    state_dir::{StateDir, StateDirError},
     supervisor::Supervisor,
     target::{self, Target, pacer::Pacer},
 };
@@ -75,14 +75,15 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         lease,
         wait,
     };
-    let opened = if dry_run { None } else { Some(Opened::open(&plan, state_dir).await?) };
+    let opened =
+        if dry_run { None } else { Some(Opened::open(&plan, state_dir, &consumer.readiness).await?) };
     if !once && !dry_run {
         consumer.serve(listen).await?;
     }
     if let Some(embedded) = embedded {
         consumer.embed(embedded).await?;
     }
-    let remembered = opened.as_ref().filter(|_| !plan.embedded).map(|opened| opened.state_dir.clone());
+    let remembered = opened.as_ref().filter(|_| !plan.embedded).map(|opened| opened.state.clone());
     let result = match (consumer.follow(&plan.targets, remembered).await?, opened) {
         // Asked to stop before there was anything to do.
         (None, _) => Ok(()),
@@ -119,20 +120,24 @@ async fn show(targets: &[TargetConfig], selections: &[watch::Receiver<Selection>
 
 /// What is opened before anything starts: the last of what is checked.
 struct Opened {
-    state_dir: PathBuf,
-    identity: Identity,
+    state: Arc<StateDir>,
     sinks: Vec<FileSink>,
 }
 
 impl Opened {
-    async fn open(plan: &Plan, state_dir: PathBuf) -> Result<Self, Failure> {
-        let targets = plan.targets.clone();
+    async fn open(plan: &Plan, state_dir: PathBuf, readiness: &Readiness) -> Result<Self, Failure> {
+        let (targets, name, part) = (plan.targets.clone(), plan.consumer.clone(), readiness.part("state"));
         let open = move || {
-            let identity = Identity::open(&state_dir).map_err(Failure::failed)?;
-            let sinks = targets.iter().map(|target| FileSink::open(target, &state_dir));
-            Ok(Self { sinks: sinks.collect::<Result<_, SettingError>>()?, identity, state_dir })
+            targets.iter().try_for_each(FileSink::check)?;
+            let state = Arc::new(StateDir::open(&state_dir, &name, part)?);
+            let sinks = targets.iter().map(|target| FileSink::open(target, state.clone())).collect();
+            Ok(Self { state, sinks })
         };
-        tokio::task::spawn_blocking(open).await.expect("opening does not panic")
+        let opened = tokio::task::spawn_blocking(open).await.expect("opening does not panic");
+        opened.map_err(|error| match error {
+            StateDirError::Setting(error) => Failure::usage(error),
+            in_use @ StateDirError::InUse { .. } => Failure::failed(in_use),
+        })
     }
 }
 
@@ -175,7 +180,7 @@ impl Consumer {
     async fn follow(
         &mut self,
         targets: &[TargetConfig],
-        remembered: Option<PathBuf>,
+        remembered: Option<Arc<StateDir>>,
     ) -> Result<Option<Vec<watch::Receiver<Selection>>>, Failure> {
         let part = self.readiness.part(ROLL_PART);
         let decode = RollDecode(self.keys.clone());
@@ -226,7 +231,7 @@ impl Consumer {
         &mut self,
         plan: &Plan,
         selections: Vec<watch::Receiver<Selection>>,
-        Opened { identity, sinks, state_dir: _ }: Opened,
+        Opened { state, sinks }: Opened,
     ) -> Vec<Target> {
         let requests = watch::Sender::new(AllRequests::new());
         let (store, keys, name) = (self.store.clone(), self.keys.clone(), plan.consumer.clone());
@@ -249,7 +254,7 @@ impl Consumer {
         if plan.targets.iter().any(|target| embedded::delivery(target).is_some()) {
             self.supervisor.spawn_background("reports of the nodes", reports.run());
         }
-        self.claim(plan, identity, requests.subscribe());
+        self.claim(plan, state, requests.subscribe());
         targets
     }
 
@@ -293,11 +298,11 @@ impl Consumer {
     }
 
     /// Claims the consumer's name, and keeps its requests in the store.
-    fn claim(&mut self, plan: &Plan, identity: Identity, requests: watch::Receiver<AllRequests>) {
+    fn claim(&mut self, plan: &Plan, state: Arc<StateDir>, requests: watch::Receiver<AllRequests>) {
         let delivery = |target: &TargetConfig| TargetRecord { delivery: embedded::delivery(target).cloned() };
         let record = ConsumerRecord {
             v: V1,
-            claim: Claim::new(identity.id().to_owned(), self.lease.ttl.as_secs()),
+            claim: Claim::new(state.id().to_owned(), self.lease.ttl.as_secs()),
             targets: plan.targets.iter().map(|target| (target.name.clone(), delivery(target))).collect(),
         };
         let (store, keys, consumer) = (self.store.clone(), self.keys.clone(), plan.consumer.clone());
@@ -315,7 +320,7 @@ impl Consumer {
         let stop = self.supervisor.stop.clone();
         self.supervisor.spawn_ending("session", async move {
             // The state folder stays locked for as long as the name is claimed.
-            let _identity = identity;
+            let _state = state;
             claim.run(stop).instrument(span).await.map_err(Failure::failed)
         });
     }

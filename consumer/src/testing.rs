@@ -1,6 +1,6 @@
 //! Makes instances and nodes for tests.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use jiff::Timestamp;
 use rollcall_shared::{
@@ -12,10 +12,14 @@ use rollcall_shared::{
         name::NodeName,
         node::NodeRecord,
     },
+    process::readiness::Readiness,
     store::{Entry, Op, Revision},
 };
 
-use crate::roll::{Shift, Shifts};
+use crate::{
+    roll::{Shift, Shifts},
+    state_dir::StateDir,
+};
 
 /// The keys of every test.
 pub fn keys() -> Keys {
@@ -97,4 +101,10 @@ pub fn come(instances: impl IntoIterator<Item = (InstanceId, Instance)>) -> Shif
         departure: None,
     };
     Shifts { shifts: instances.into_iter().map(shift).collect(), unconfirmed: 0, listed: true }
+}
+
+/// A state folder that reports to nobody.
+pub fn state_dir(path: &Path) -> Arc<StateDir> {
+    let part = Readiness::default().part("state");
+    Arc::new(StateDir::open(path, &"c1".parse().expect("a name"), part).expect("a folder"))
 }

@@ -1,26 +1,28 @@
 //! Keeps every target's selection up with the roll: a thin shell around [`super::roll`] and [`super::selection`].
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rollcall_shared::{
     keys::Keys,
     model::instance::{Instance, InstanceId},
-    process::{error::one_line, readiness::Part, time::sleep_until},
+    process::{readiness::Part, time::sleep_until},
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{Remembered, Roll, RollUpdate, Selection, Shifts};
-use crate::config::TargetConfig;
+use crate::{config::TargetConfig, state_dir::StateDir};
 
 /// How soon after a change the roll is remembered, and how much longer than the last save took it waits at least: a save
 /// of many instances is not to keep a processor busy.
 const REMEMBER_DELAY: Duration = Duration::from_secs(5);
 const MIN_IDLE_PER_SAVE: u32 = 50;
+/// How soon a save that failed is tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// Follows the roll.
 #[derive(Debug)]
@@ -28,11 +30,20 @@ pub struct Follower {
     roll: Roll,
     selections: Vec<watch::Sender<Selection>>,
     /// Where the roll is remembered, if it is.
-    state_dir: Option<PathBuf>,
+    state_dir: Option<Arc<StateDir>>,
     /// When the roll is to be remembered, if it has changed since it was.
     remember_at: Option<Instant>,
-    saving: Option<JoinHandle<Duration>>,
+    /// No save before then.
+    save_after: Instant,
+    /// The save that is under way, if one is.
+    saving: JoinSet<Saved>,
     part: Part,
+}
+
+#[derive(Debug)]
+struct Saved {
+    took: Duration,
+    has_worked: bool,
 }
 
 impl Follower {
@@ -42,7 +53,7 @@ impl Follower {
         targets: &[TargetConfig],
         keys: Keys,
         ttl: Duration,
-        state_dir: Option<PathBuf>,
+        state_dir: Option<Arc<StateDir>>,
         part: Part,
     ) -> (Self, Vec<watch::Receiver<Selection>>) {
         let now = Instant::now();
@@ -59,7 +70,8 @@ impl Follower {
         let selections: Vec<_> = targets.iter().map(selection).collect();
         let receivers = selections.iter().map(watch::Sender::subscribe).collect();
         part.ready();
-        (Self { roll, selections, state_dir, remember_at: None, saving: None, part }, receivers)
+        let (remember_at, save_after, saving) = (None, now, JoinSet::new());
+        (Self { roll, selections, state_dir, remember_at, save_after, saving, part }, receivers)
     }
 
     /// Runs until it is stopped.
@@ -67,7 +79,7 @@ impl Follower {
         loop {
             let next = [self.roll.next_deadline(), self.remember_at].into_iter().flatten().min();
             tokio::select! {
-                // Every branch is cancel safe: a token, a channel and a timer.
+                // Every branch is cancel safe: a token, a channel, a set of tasks and a timer.
                 biased;
                 () = stop.cancelled() => break,
                 update = updates.recv() => match update {
@@ -77,6 +89,7 @@ impl Follower {
                     }
                     None => break,
                 },
+                Some(saved) = self.saving.join_next() => self.saved(&saved.expect("saving does not panic")),
                 () = sleep_until(next) => {
                     let now = Instant::now();
                     if self.roll.next_deadline().is_some_and(|at| at <= now) {
@@ -84,7 +97,7 @@ impl Follower {
                         self.hand_on(&shifts).await;
                     }
                     if self.remember_at.is_some_and(|at| at <= now) {
-                        self.remember(now).await;
+                        self.remember(now);
                     }
                 }
             }
@@ -92,10 +105,7 @@ impl Follower {
         if self.remember_at.is_some() {
             self.save();
         }
-        if let Some(saving) = self.saving.take() {
-            // It has said so itself if it failed.
-            let _ = saving.await;
-        }
+        while self.saving.join_next().await.is_some() {}
     }
 
     async fn hand_on(&mut self, shifts: &Shifts) {
@@ -119,21 +129,22 @@ impl Follower {
     }
 
     /// Has the roll written to the state folder by another thread, as far as a target shows it.
-    async fn remember(&mut self, now: Instant) {
-        if let Some(saving) = self.saving.take() {
-            if !saving.is_finished() {
-                self.saving = Some(saving);
-                self.remember_at = Some(now + REMEMBER_DELAY);
-                return;
-            }
-            let took = saving.await.unwrap_or_default();
-            let rest = (took * MIN_IDLE_PER_SAVE).saturating_sub(REMEMBER_DELAY);
-            if !rest.is_zero() {
-                self.remember_at = Some(now + rest);
-                return;
-            }
+    fn remember(&mut self, now: Instant) {
+        if !self.saving.is_empty() {
+            self.remember_at = Some(now + REMEMBER_DELAY);
+        } else if self.save_after > now {
+            self.remember_at = Some(self.save_after);
+        } else {
+            self.save();
         }
-        self.save();
+    }
+
+    fn saved(&mut self, Saved { took, has_worked }: &Saved) {
+        let now = Instant::now();
+        self.save_after = now + *took * MIN_IDLE_PER_SAVE;
+        if !has_worked {
+            self.remember_at.get_or_insert(now + RETRY_DELAY);
+        }
     }
 
     fn save(&mut self) {
@@ -152,15 +163,11 @@ impl Follower {
                 self.roll.remember_lost(&mut remembered, &row.id, &row.instance);
             }
         }
-        self.saving = Some(tokio::task::spawn_blocking(move || {
+        self.saving.spawn_blocking(move || {
             let began = std::time::Instant::now();
-            if let Err(error) = Remembered::save(&dir, &remembered) {
-                tracing::warn!(
-                    error = one_line(&error),
-                    "cannot remember the roll: a restart begins without it"
-                );
-            }
-            began.elapsed()
-        }));
+            // The state folder reports what fails.
+            let has_worked = remembered.save(&dir).is_ok();
+            Saved { took: began.elapsed(), has_worked }
+        });
     }
 }

@@ -2,13 +2,7 @@
 //!
 //! One file, `roll.json`; nothing else is read or written. All of this blocks.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, BufWriter, Write},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use rollcall_shared::{
     codec::V1,
@@ -16,6 +10,8 @@ use rollcall_shared::{
     store::Position,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::state_dir::StateDir;
 
 /// The file's name in the state folder.
 const FILE_NAME: &str = "roll.json";
@@ -39,34 +35,23 @@ pub(super) struct RememberedInstance {
 
 impl Remembered {
     /// Reads what is remembered in a state folder. A file that cannot be read counts as none.
-    pub fn load(dir: &Path) -> Option<Self> {
-        let path = dir.join(FILE_NAME);
-        let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
-        match read {
-            Ok(remembered) => Some(remembered),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                let path = path.display();
-                tracing::warn!(%path, %error, "cannot read what the roll was: starting without it");
-                None
-            }
-        }
+    pub fn load(dir: &StateDir) -> Option<Self> {
+        let read = dir.read(FILE_NAME).and_then(|bytes| match bytes {
+            Some(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            None => Ok(None),
+        });
+        read.unwrap_or_else(|error| {
+            tracing::warn!(file = FILE_NAME, %error, "cannot read what the roll was: starting without it");
+            None
+        })
     }
 
     /// Writes it into a state folder, in the place of what was remembered before.
     ///
     /// # Errors
     /// The operating system's; what was remembered before is still there then.
-    pub fn save(dir: &Path, remembered: &Self) -> io::Result<()> {
-        // Readable by its owner alone.
-        let staged = tempfile::NamedTempFile::new_in(dir)?;
-        let mut writer = BufWriter::new(staged.as_file());
-        serde_json::to_writer(&mut writer, remembered)?;
-        writer.flush()?;
-        drop(writer);
-        staged.as_file().sync_all()?;
-        staged.persist(dir.join(FILE_NAME))?;
-        File::open(dir)?.sync_all()
+    pub fn save(&self, dir: &StateDir) -> io::Result<()> {
+        dir.write(FILE_NAME, |to| Ok(serde_json::to_writer(to, self)?))
     }
 
     /// How many instances are remembered.
@@ -82,8 +67,6 @@ impl Remembered {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use rollcall_shared::store::{Revision, StoreId};
 
     use super::*;
@@ -100,23 +83,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_loaded_and_only_its_owner_reads_it() {
+    fn what_is_saved_is_loaded() {
         let dir = tempfile::tempdir().expect("a folder");
-        assert_eq!(Remembered::load(dir.path()), None);
-        Remembered::save(dir.path(), &Remembered::default()).expect("a folder");
-        Remembered::save(dir.path(), &remembered()).expect("a folder");
-        assert_eq!(Remembered::load(dir.path()), Some(remembered()));
-        let files: Vec<_> = fs::read_dir(dir.path()).expect("a folder").flatten().collect();
-        let [file] = files.as_slice() else { panic!("nothing is left beside it: {files:?}") };
-        assert_eq!(file.metadata().expect("a file").permissions().mode() & 0o777, 0o600);
+        let state = testing::state_dir(dir.path());
+        assert_eq!(Remembered::load(&state), None);
+        Remembered::default().save(&state).expect("a folder");
+        remembered().save(&state).expect("a folder");
+        assert_eq!(Remembered::load(&state), Some(remembered()));
     }
 
     #[test]
     fn a_file_that_cannot_be_read_counts_as_none() {
         let dir = tempfile::tempdir().expect("a folder");
+        let state = testing::state_dir(dir.path());
         for bad in ["", "{", "{\"v\":2,\"position\":null,\"nodes\":{},\"instances\":[]}"] {
-            fs::write(dir.path().join(FILE_NAME), bad).expect("a folder");
-            assert_eq!(Remembered::load(dir.path()), None, "{bad:?} was taken");
+            state.write(FILE_NAME, |to| to.write_all(bad.as_bytes())).expect("a folder");
+            assert_eq!(Remembered::load(&state), None, "{bad:?} was taken");
         }
     }
 }

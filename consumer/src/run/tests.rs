@@ -72,12 +72,16 @@ impl Scene {
         }
     }
 
+    async fn open(&self, plan: &Plan, consumer: &Consumer) -> Result<Opened, Failure> {
+        Opened::open(plan, self.path("state"), &consumer.readiness).await
+    }
+
     /// A consumer and its targets, which have their first rows.
     async fn ready(&self, rest: &str) -> (Consumer, Vec<Target>) {
         let (plan, mut consumer) = (self.plan(rest), self.consumer());
         // A consumer that crashed leaves its lock as soon as its tasks are dropped.
-        let opened = until(async || Opened::open(&plan, self.path("state")).await.ok()).await;
-        let remembered = Some(self.path("state"));
+        let opened = until(async || self.open(&plan, &consumer).await.ok()).await;
+        let remembered = Some(opened.state.clone());
         let selections = consumer.follow(&plan.targets, remembered).await.expect("a store").expect("rows");
         let targets = consumer.targets(&plan, selections, opened);
         (consumer, targets)
@@ -590,17 +594,22 @@ async fn what_is_wrong_at_the_start_is_said_before_anything_is_touched() {
         if is_folder {
             fs::create_dir(&dest).expect("a folder");
         }
-        let opened = Opened::open(&scene.plan(rest), scene.path("state")).await;
-        let error = opened.map(drop).expect_err(rest).to_string();
+        let opened = scene.open(&scene.plan(rest), &scene.consumer()).await;
+        let error = opened.map(drop).expect_err(rest);
+        assert!(matches!(error, Failure::Usage(_)), "{error}");
+        let error = error.to_string();
         assert!(error.starts_with("target web: ") && error.contains(&expected), "{error}");
         if is_folder {
             fs::remove_dir(&dest).expect("a folder");
         }
     }
-    fs::write(scene.path("blocked"), "").expect("a file");
-    let opened = Opened::open(&scene.plan(&with_signal()), scene.path("blocked")).await;
-    let error = opened.map(drop).expect_err("a file is no folder").to_string();
-    assert!(error.starts_with("--state-dir is "), "{error}");
+    fs::write(scene.path("state"), "").expect("a file");
+    let opened = scene.open(&scene.plan(&with_signal()), &scene.consumer()).await;
+    let error = opened.map(drop).expect_err("a file is no folder");
+    assert!(
+        matches!(error, Failure::Usage(_)) && error.to_string().starts_with("--state-dir is "),
+        "{error}"
+    );
     assert!(!dest.exists());
 }
 
@@ -743,4 +752,48 @@ async fn a_linked_destination_is_written_through_its_link() {
     scene.file_has("10.0.0.1 8001").await;
     assert!(fs::symlink_metadata(scene.path("file")).expect("a link").is_symlink());
     assert!(scene.path("real/workers").is_file());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_consumer_in_the_same_state_folder_is_refused_and_that_is_no_matter_of_settings() {
+    let scene = Scene::new();
+    let _running = scene.start(&with_signal()).await;
+    let opened = scene.open(&scene.plan(&with_signal()), &scene.consumer()).await;
+    let error = opened.map(drop).expect_err("the folder is in use");
+    assert!(matches!(error, Failure::Failed(_)), "{error}");
+    assert!(error.to_string().contains("another consumer that runs uses it"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_folder_that_cannot_be_written_stops_no_file_and_nobody_is_signalled_twice() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let first = scene.request_after("h1", None).await;
+    scene.ack("h1", &first, None).await;
+    running.is_ready().await;
+    // A file in its place: nothing can be written, and it cannot be made again.
+    fs::remove_dir_all(scene.path("state")).expect("a folder");
+    fs::write(scene.path("state"), "").expect("a file");
+    scene.put(2).await;
+    scene.file_has("10.0.0.2 8002").await;
+    let second = scene.request_after("h1", Some(&first)).await;
+    scene.ack("h1", &second, None).await;
+    running.is_not_ready("state", "cannot write --state-dir").await;
+    scene.no_request("h1").await;
+    for _ in 0..10 {
+        pass().await;
+        assert_eq!(scene.request("h1").await, None, "it was acked");
+    }
+    // Going back to what may be remembered as acked is no reason not to install either.
+    scene.delete(2).await;
+    let third = scene.request_after("h1", None).await;
+    assert_eq!(scene.file(), "10.0.0.1 8001\n");
+    scene.ack("h1", &third, None).await;
+    fs::remove_file(scene.path("state")).expect("a file");
+    running.is_ready().await;
+    for file in ["state/id", "state/web.state.json", "state/roll.json"] {
+        until(async || scene.path(file).exists().then_some(())).await;
+    }
 }

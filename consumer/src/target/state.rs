@@ -12,13 +12,7 @@
 //! Only going back needs care: before A is installed over a B that is not remembered yet, the memory of A is removed, or
 //! a crash would leave both at A while the reader runs with B.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fmt, io, sync::Arc};
 
 use rollcall_shared::{
     codec::V1,
@@ -28,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::generation::Generation;
+use crate::state_dir::StateDir;
 
 /// The SHA-256 of a content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,34 +70,31 @@ struct Remembered {
 /// What is remembered of one target.
 #[derive(Debug)]
 pub struct TargetState {
-    file: PathBuf,
+    dir: Arc<StateDir>,
+    file: String,
     subject: String,
-    /// What the file has.
+    /// What the file has, or should have.
     remembered: Option<Remembered>,
     /// What was applied last, whether or not the file has it.
     applied: Option<AppliedContent>,
 }
 
 impl TargetState {
-    /// Opens the state of a target in the state folder, which is there. `subject` names what is written and who is
-    /// notified.
-    ///
-    /// # Errors
-    /// The operating system's. A file that cannot be understood counts as none: then a notification is due, which does
-    /// no harm.
-    pub fn open(dir: &Path, target: &TargetName, subject: String) -> io::Result<Self> {
-        let file = dir.join(format!("{target}.state.json"));
-        let remembered = match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice::<Remembered>(&bytes).ok(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        let mut state = Self { file, subject, remembered, applied: None };
+    /// Opens the state of a target in the state folder. `subject` names what is written and who is notified. A file that
+    /// cannot be read or understood counts as none: then a notification is due, which does no harm.
+    pub fn open(dir: Arc<StateDir>, target: &TargetName, subject: String) -> Self {
+        let file = format!("{target}.state.json");
+        let read = dir.read(&file).unwrap_or_else(|error| {
+            tracing::warn!(file, %error, "cannot read what was acked: notifying again");
+            None
+        });
+        let remembered = read.and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok());
+        let mut state = Self { dir, file, subject, remembered, applied: None };
         if state.remembered.as_ref().is_some_and(|remembered| remembered.subject != state.subject) {
-            state.forget()?;
+            state.forget();
         }
         state.applied = state.remembered.as_ref().map(|remembered| remembered.applied.clone());
-        Ok(state)
+        state
     }
 
     /// What was applied last.
@@ -117,14 +109,12 @@ impl TargetState {
         remembered.map(|remembered| &remembered.acked)
     }
 
-    /// To be called before a content replaces another.
-    ///
-    /// # Errors
-    /// The operating system's; the content must not be installed then.
-    pub fn before_apply(&mut self, next: &Digest) -> io::Result<()> {
-        let is_remembered =
-            self.remembered.as_ref().is_some_and(|remembered| remembered.applied.sha256 == *next);
-        if is_remembered { self.forget() } else { Ok(()) }
+    /// To be called before a content replaces another. A state folder that cannot be written does not keep it from being
+    /// installed; after a crash it may then be taken for acked.
+    pub fn before_apply(&mut self, next: &Digest) {
+        if self.remembered.as_ref().is_some_and(|remembered| remembered.applied.sha256 == *next) {
+            self.forget();
+        }
     }
 
     /// A content was applied. It is remembered with the next [`TargetState::remember`].
@@ -142,42 +132,42 @@ impl TargetState {
         if self.remembered.as_ref() == Some(&remembered) {
             return Ok(());
         }
-        let mut staged = tempfile::NamedTempFile::new_in(self.dir())?;
-        staged.write_all(&serde_json::to_vec(&remembered)?)?;
-        staged.as_file().sync_all()?;
-        staged.persist(&self.file)?;
+        self.dir.write(&self.file, |to| Ok(serde_json::to_writer(to, &remembered)?))?;
         self.remembered = Some(remembered);
-        self.sync_dir()
+        Ok(())
     }
 
-    fn forget(&mut self) -> io::Result<()> {
-        match fs::remove_file(&self.file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => self.remembered = None,
-        }
-        self.sync_dir()
-    }
-
-    fn dir(&self) -> &Path {
-        self.file.parent().expect("the file was joined to its folder")
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        File::open(self.dir())?.sync_all()
+    fn forget(&mut self) {
+        self.remembered = None;
+        // The state folder reports it.
+        let _ = self.dir.remove(&self.file);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tempfile::TempDir;
 
-    fn open(dir: &Path) -> TargetState {
-        TargetState::open(dir, &"web".parse().expect("a name"), "subject".to_owned()).expect("a folder")
+    use super::*;
+    use crate::testing;
+
+    fn folder() -> (TempDir, Arc<StateDir>) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = testing::state_dir(dir.path());
+        (dir, state)
+    }
+
+    fn open(dir: &Arc<StateDir>) -> TargetState {
+        open_of(dir, "subject")
+    }
+
+    fn open_of(dir: &Arc<StateDir>, subject: &str) -> TargetState {
+        TargetState::open(dir.clone(), &"web".parse().expect("a name"), subject.to_owned())
     }
 
     fn apply(state: &mut TargetState, generation: u64, bytes: &[u8]) {
         let sha256 = Digest::of(bytes);
-        state.before_apply(&sha256).expect("a folder");
+        state.before_apply(&sha256);
         state.on_applied(AppliedContent { generation: Generation(generation), sha256 });
     }
 
@@ -186,7 +176,7 @@ mod tests {
     }
 
     /// The generation that is remembered of a content, and whether it was acked.
-    fn remembered(dir: &Path, bytes: &[u8]) -> Option<(u64, bool)> {
+    fn remembered(dir: &Arc<StateDir>, bytes: &[u8]) -> Option<(u64, bool)> {
         let state = open(dir);
         let AppliedContent { generation, .. } =
             state.applied().filter(|applied| applied.sha256 == Digest::of(bytes))?.clone();
@@ -195,43 +185,42 @@ mod tests {
 
     #[test]
     fn what_was_acked_outlives_a_restart_and_nothing_else_does() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let mut state = open(dir.path());
+        let (_dir, dir) = folder();
+        let mut state = open(&dir);
         apply(&mut state, 1, b"a");
-        assert_eq!(remembered(dir.path(), b"a"), None);
+        assert_eq!(remembered(&dir, b"a"), None);
         ack(&mut state);
         apply(&mut state, 2, b"b");
-        assert_eq!(remembered(dir.path(), b"a"), Some((1, true)));
-        assert_eq!(remembered(dir.path(), b"b"), None, "a crash kept it from being acked");
+        assert_eq!(remembered(&dir, b"a"), Some((1, true)));
+        assert_eq!(remembered(&dir, b"b"), None, "a crash kept it from being acked");
         state.remember(Acked::default()).expect("a folder");
-        assert_eq!(remembered(dir.path(), b"b"), Some((2, false)));
+        assert_eq!(remembered(&dir, b"b"), Some((2, false)));
     }
 
     #[test]
     fn going_back_to_the_acked_content_is_not_taken_for_acked() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let mut state = open(dir.path());
+        let (_dir, dir) = folder();
+        let mut state = open(&dir);
         apply(&mut state, 1, b"a");
         ack(&mut state);
         apply(&mut state, 2, b"b");
         apply(&mut state, 3, b"a");
-        assert_eq!(remembered(dir.path(), b"a"), None, "the reader may run with b");
+        assert_eq!(remembered(&dir, b"a"), None, "the reader may run with b");
     }
 
     #[test]
     fn another_destination_or_notification_makes_it_void() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let mut state = open(dir.path());
+        let (_dir, dir) = folder();
+        let mut state = open(&dir);
         apply(&mut state, 1, b"a");
         ack(&mut state);
-        let other = TargetState::open(dir.path(), &"web".parse().expect("a name"), "other".to_owned());
-        assert_eq!(other.expect("a folder").applied(), None);
+        assert_eq!(open_of(&dir, "other").applied(), None);
     }
 
     #[test]
     fn a_state_that_cannot_be_read_counts_as_none() {
-        let dir = tempfile::tempdir().expect("a folder");
-        fs::write(dir.path().join("web.state.json"), "{").expect("a folder");
-        assert_eq!(open(dir.path()).applied(), None);
+        let (_dir, dir) = folder();
+        dir.write("web.state.json", |to| to.write_all(b"{")).expect("a folder");
+        assert_eq!(open(&dir).applied(), None);
     }
 }

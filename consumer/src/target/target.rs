@@ -78,6 +78,8 @@ pub enum TargetError {
 const MAX_STARTED: usize = 10_000;
 /// How long after a change it is remembered at the latest, acked or not.
 const REMEMBER_DELAY: Duration = Duration::from_secs(1);
+/// How soon what could not be remembered is tried again.
+const REMEMBER_RETRY_DELAY: Duration = Duration::from_secs(30);
 /// How long nodes may take to say which receivers they have, before a single run ends.
 const RECEIVERS_DELAY: Duration = Duration::from_secs(1);
 
@@ -322,9 +324,9 @@ impl Target {
     async fn remember(&mut self) {
         self.remember_at = None;
         let acked = self.current.as_ref().map(|current| current.acked.clone());
-        if let Err(error) = self.sink.remember(acked).await {
-            let reason = one_line(&*error);
-            tracing::warn!(reason, "cannot remember what was acked: a restart will notify again");
+        if self.sink.remember(acked).await.is_err() {
+            // The state folder reports why.
+            self.remember_at = Some(Instant::now() + REMEMBER_RETRY_DELAY);
         }
     }
 

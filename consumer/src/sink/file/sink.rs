@@ -2,7 +2,7 @@
 //!
 //! It notifies nobody; it remembers what was acked, and so knows which change a file is that it finds.
 
-use std::{path::Path, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use rollcall_shared::process::{setting::SettingError, time};
@@ -22,6 +22,7 @@ use crate::{
     config::TargetConfig,
     roll::Selection,
     sink::{Applied, Sink, SinkError},
+    state_dir::StateDir,
     target::state::Acked,
 };
 
@@ -41,7 +42,7 @@ pub enum FileError {
     /// Installing failed.
     #[error(transparent)]
     Install(#[from] InstallError),
-    /// The state could not be written that keeps the new file from being taken for acked.
+    /// What was acked could not be remembered.
     #[error("cannot write the target's state in --state-dir")]
     State(#[from] std::io::Error),
     /// Rendering or installing takes too long, and goes on.
@@ -58,16 +59,19 @@ pub struct FileSink {
 }
 
 impl FileSink {
-    /// A sink for the target, after a look at what can be known to be wrong before there is a roll.
+    /// Checks what can be known to be wrong before there is a roll.
     ///
     /// # Errors
     /// A setting that cannot work.
-    pub fn open(target: &TargetConfig, state_dir: &Path) -> Result<Self, SettingError> {
-        let opened = Worker::open(target, state_dir);
-        let opened = opened.map_err(|error| error.within(&format!("target {}: ", target.name)))?;
+    pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
+        Worker::check(target).map_err(|error| error.within(&format!("target {}: ", target.name)))
+    }
+
+    /// A sink for a target that was checked.
+    pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
         let (give_back, worker) = oneshot::channel();
-        give_back.send(opened).expect("the receiver is there");
-        Ok(Self { worker, check: target.file.check.clone() })
+        give_back.send(Worker::open(target, state_dir)).expect("the receiver is there");
+        Self { worker, check: target.file.check.clone() }
     }
 
     /// Works on another thread, once what was begun there before is done.
@@ -123,7 +127,7 @@ impl Sink for FileSink {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::OpenOptionsExt};
+    use std::{fs, os::unix::fs::OpenOptionsExt, path::Path};
 
     use super::*;
     use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
@@ -144,7 +148,7 @@ mod tests {
         let target = format!("[[target]]\nname = \"web\"\ndest = {dest:?}\ntemplate = \"{path}\"\n");
         fs::write(&config, target).expect("a file");
         let target = crate::config::toml::read(&config).expect("a target").remove(0);
-        let sink = FileSink::open(&target, dir.path()).expect("a sink");
+        let sink = FileSink::open(&target, testing::state_dir(dir.path()));
         fs::remove_file(&template).expect("a file");
         rustix::fs::mkfifoat(rustix::fs::CWD, &template, 0o600.into()).expect("a pipe");
         let mut selection = Selection::new(Select::default().into(), GuardSettings::default());

@@ -1,6 +1,6 @@
 //! The part of the file sink that blocks: renders, stages, installs and remembers.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use jiff::Timestamp;
 use rollcall_shared::process::{error::one_line, setting::SettingError};
@@ -16,6 +16,7 @@ use crate::{
     config::TargetConfig,
     roll::{Hold, Selection, Verdict},
     sink::{Applied, Content},
+    state_dir::StateDir,
     target::{
         generation::Generation,
         state::{Acked, AppliedContent, Digest, TargetState},
@@ -79,27 +80,30 @@ struct Taken {
 }
 
 impl Worker {
-    /// A worker for the target, after a look at what can be known to be wrong before there is a roll.
-    pub fn open(target: &TargetConfig, state_dir: &Path) -> Result<Self, SettingError> {
+    /// Checks what can be known to be wrong before there is a roll.
+    pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
         let (renderer, installer) = parts(target);
-        renderer.check()?;
-        installer.check()?;
+        renderer.check().and_then(|()| installer.check())
+    }
+
+    /// A worker for a target that was checked.
+    pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
+        let (renderer, installer) = parts(target);
         let state = target.file.notify.as_ref().map(|notify| {
             let subject = format!("{} and {notify}", target.file.dest.display());
-            let opened = TargetState::open(state_dir, &target.name, subject);
-            opened.map_err(|error| SettingError::caused("--state-dir", state_dir.display(), error))
+            TargetState::open(state_dir, &target.name, subject)
         });
         installer.clear_leftovers();
-        Ok(Self {
+        Self {
             renderer,
             installer,
-            state: state.transpose()?,
+            state,
             is_checked: target.file.check.is_some(),
             last_generation: None,
             shown: 0,
             current: None,
             replaced: None,
-        })
+        }
     }
 
     /// Makes the file that the selection calls for, or stages it where it is to be checked.
@@ -155,7 +159,7 @@ impl Worker {
     /// Installs what was staged.
     pub fn install(&mut self, mut draft: Draft, staged: Staged) -> Result<Content, FileError> {
         if let (Some(state), Some(digest)) = (&mut self.state, &draft.digest) {
-            state.before_apply(digest)?;
+            state.before_apply(digest);
         }
         let Installed { replaced, not_kept } = self.installer.install(staged)?;
         self.replaced = replaced.filter(|_| self.state.is_some());
