@@ -2,7 +2,7 @@
 //!
 //! One process beside one Docker socket then does what docker-gen does. This file and the settings alone know the agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rollcall_agent::{
     AddressMode, Agent, Port,
@@ -12,7 +12,10 @@ use rollcall_agent::{
 use rollcall_shared::{
     keys::Keys,
     model::{instance::Protocol, signal::Delivery},
-    process::readiness::{Condition, Readiness},
+    process::{
+        readiness::{Condition, Readiness},
+        setting::SettingError,
+    },
     session::{LeaseSettings, OnExit},
     store::Store,
 };
@@ -71,6 +74,26 @@ impl Embedded {
         let agent =
             Agent { settings, lease, wait, on_exit, store, keys, readers: Readers::ThisHost, readiness };
         agent.run(stop).await
+    }
+}
+
+/// Checks that the agent that was started for one plan serves another as well.
+///
+/// # Errors
+/// A target that selects by a label which that agent keeps to itself, or sends a signal which it does not allow.
+pub fn check_reload(first: &Plan, plan: &Plan) -> Result<(), SettingError> {
+    let labels = |plan: &Plan| -> BTreeSet<String> {
+        let all = plan.targets.iter().flat_map(|target| &target.select.labels);
+        all.map(|label| label.name.clone()).collect()
+    };
+    let expected = "a restart: without etcd, the agent within this process was started without it";
+    if let Some(label) = labels(plan).difference(&labels(first)).next() {
+        return Err(SettingError::new("select.labels", label, expected));
+    }
+    let known: Vec<&Delivery> = first.targets.iter().filter_map(delivery).collect();
+    match plan.targets.iter().filter_map(delivery).find(|delivery| !known.contains(delivery)) {
+        Some(delivery) => Err(SettingError::new("notify", delivery, expected)),
+        None => Ok(()),
     }
 }
 

@@ -15,10 +15,13 @@ pub mod target;
 
 pub mod sink;
 
+pub mod targets;
+
 pub mod claim;
 pub mod state_dir;
 
 pub mod embedded;
+pub mod reload;
 pub mod run;
 pub mod supervisor;
 

@@ -1,4 +1,4 @@
-//! Runs a consumer: wires the store, the roll, the targets and their notifiers.
+//! Runs a consumer: wires the store, the roll, the targets and the claim on its name.
 
 use std::{
     io::{ErrorKind, Write},
@@ -10,46 +10,40 @@ use std::{
 use rollcall_shared::{
     codec::V1,
     keys::Keys,
-    model::{
-        claim::Claim,
-        consumer::{ConsumerRecord, TargetRecord},
-        name::TargetName,
+    model::{claim::Claim, consumer::ConsumerRecord, name::ConsumerName},
+    process::{
+        cli::Failure, health, readiness::Readiness, reload, reload::Reloads, service::ServiceManager,
+        shutdown, telemetry, time,
     },
-    process::{cli::Failure, health, readiness::Readiness, shutdown, telemetry, time},
     reflector::Reflector,
     session::LeaseSettings,
     store::{Store, etcd::EtcdStore, memory::MemoryStore},
 };
-use tokio::sync::{mpsc, watch};
-use tracing::{Instrument, Span};
+use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::{
     claim::ConsumerClaim,
     config::{ConsumerSettings, Plan, Settings, TargetConfig},
     embedded::{self, Embedded},
-    roll::{self, RollDecode, Selection, follower::Follower},
+    reload::Reloader,
+    roll::{
+        self, RollDecode, Selection,
+        follower::{Follower, FollowerHandle, Selections},
+    },
     sink::file::{
         FileSink,
         dry_run::{self, Outcome, Preview},
-        notify::{
-            Notifier, NotifierHandle, Notify,
-            command::CommandNotifier,
-            nodes::NodeReports,
-            notifier::Attempt,
-            pid_file::PidFileNotifier,
-            requests::RequestWriter,
-            signal::{AllRequests, SignalNotifier},
-        },
+        notify::{nodes::NodeReports, requests::RequestWriter},
     },
     state_dir::{StateDir, StateDirError},
     supervisor::Supervisor,
-    target::{self, Target, pacer::Pacer},
+    target::{self, Target},
+    targets::{Targets, target_span},
 };
 
 /// The name under which the readiness report has the roll.
 const ROLL_PART: &str = "roll";
-/// The buffer of a target's notifications: one for each change, and the target reads them at once.
-const MAX_PENDING_NOTIFICATIONS: usize = 4;
 
 /// Runs until SIGTERM or SIGINT, or, with `--once` and `--dry-run`, until it is done.
 ///
@@ -58,7 +52,8 @@ const MAX_PENDING_NOTIFICATIONS: usize = 4;
 /// target that is not as the roll calls for.
 pub async fn run(settings: Settings) -> Result<(), Failure> {
     let plan = settings.plan()?;
-    let Settings { consumer, target: _, citus: _, etcd, lease, logs: _, agent } = settings;
+    let reloads = reload::on_signal().map_err(Failure::failed)?;
+    let Settings { consumer, target: _, citus: _, etcd, lease, logs: _, agent } = settings.clone();
     let ConsumerSettings { name: _, config: _, state_dir, listen, once, dry_run, wait } = consumer;
     let stop = shutdown::on_signal().map_err(Failure::failed)?;
     let keys = etcd.prefix.clone();
@@ -87,10 +82,15 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let result = match (consumer.follow(&plan.targets, remembered).await?, opened) {
         // Asked to stop before there was anything to do.
         (None, _) => Ok(()),
-        (Some(selections), None) => show(&plan.targets, &selections).await,
-        (Some(selections), Some(opened)) => {
-            let targets = consumer.targets(&plan, selections, opened);
-            if once { consumer.once(targets).await } else { consumer.work(targets).await }
+        (Some((selections, _)), None) => show(&plan.targets, &selections).await,
+        (Some((selections, follower)), Some(opened)) => {
+            let (targets, at_hand) = consumer.targets(&plan, selections, opened.sinks, &opened.state);
+            if once {
+                consumer.once(at_hand).await
+            } else {
+                let reloader = Reloader::new(settings, plan, opened.state, follower, targets);
+                consumer.work(at_hand, reloader, reloads).await
+            }
         }
     };
     consumer.supervisor.end().await;
@@ -129,15 +129,15 @@ impl Opened {
         let (targets, name, part) = (plan.targets.clone(), plan.consumer.clone(), readiness.part("state"));
         let open = move || {
             targets.iter().try_for_each(FileSink::check)?;
-            let state = Arc::new(StateDir::open(&state_dir, &name, part)?);
-            let sinks = targets.iter().map(|target| FileSink::open(target, state.clone())).collect();
-            Ok(Self { state, sinks })
+            StateDir::open(&state_dir, &name, part)
         };
         let opened = tokio::task::spawn_blocking(open).await.expect("opening does not panic");
-        opened.map_err(|error| match error {
+        let state = opened.map(Arc::new).map_err(|error| match error {
             StateDirError::Setting(error) => Failure::usage(error),
             in_use @ StateDirError::InUse { .. } => Failure::failed(in_use),
-        })
+        })?;
+        let sinks = Targets::sinks(state.clone(), plan.targets.clone()).await;
+        Ok(Self { state, sinks })
     }
 }
 
@@ -181,11 +181,11 @@ impl Consumer {
         &mut self,
         targets: &[TargetConfig],
         remembered: Option<Arc<StateDir>>,
-    ) -> Result<Option<Vec<watch::Receiver<Selection>>>, Failure> {
+    ) -> Result<Option<(Selections, FollowerHandle)>, Failure> {
         let part = self.readiness.part(ROLL_PART);
         let decode = RollDecode(self.keys.clone());
         let (reflector, updates) = Reflector::new(self.store.clone(), self.keys.roll(), decode, part);
-        let (follower, mut selections) = Follower::new(
+        let (follower, mut selections, handle) = Follower::new(
             targets,
             self.keys.clone(),
             self.lease.ttl,
@@ -223,99 +223,37 @@ impl Consumer {
             )));
         }
         selections.iter_mut().for_each(watch::Receiver::mark_changed);
-        Ok(Some(selections))
+        Ok(Some((selections, handle)))
     }
 
-    /// The targets, each with a notifier where there is somebody to notify.
+    /// The targets, opened, and the claim under which they are notified.
     fn targets(
         &mut self,
         plan: &Plan,
-        selections: Vec<watch::Receiver<Selection>>,
-        Opened { state, sinks }: Opened,
-    ) -> Vec<Target> {
-        let requests = watch::Sender::new(AllRequests::new());
+        selections: Selections,
+        sinks: Vec<FileSink>,
+        state: &Arc<StateDir>,
+    ) -> (Targets, Vec<Target>) {
         let (store, keys, name) = (self.store.clone(), self.keys.clone(), plan.consumer.clone());
-        let mut reports = NodeReports::new(store, keys, name, self.readiness.clone());
-        let mut targets = Vec::new();
-        for ((target, selection), sink) in plan.targets.iter().zip(selections).zip(sinks) {
-            let notifier = target.file.notify.as_ref();
-            let notifier = notifier.map(|notify| self.notifier(target, notify, &mut reports, &requests));
-            let (name, part) = (target.name.clone(), self.readiness.part(format!("target {}", target.name)));
-            targets.push(Target::new(
-                name,
-                selection,
-                Box::new(sink),
-                Pacer::new(target.pace),
-                target.reconcile,
-                notifier,
-                part,
-            ));
-        }
-        if plan.targets.iter().any(|target| embedded::delivery(target).is_some()) {
-            self.supervisor.spawn_background("reports of the nodes", reports.run());
-        }
-        self.claim(plan, state, requests.subscribe());
-        targets
-    }
-
-    /// Starts a target's notifier.
-    fn notifier(
-        &mut self,
-        target: &TargetConfig,
-        notify: &Notify,
-        reports: &mut NodeReports,
-        requests: &watch::Sender<AllRequests>,
-    ) -> NotifierHandle {
-        let (orders, ordered) = watch::channel(None);
-        let (notifications, notified) = mpsc::channel(MAX_PENDING_NOTIFICATIONS);
-        let part = self.readiness.part(format!("notify {}", target.name));
-        let attempt = match notify.clone() {
-            Notify::Signal(rule) => {
-                let (reports, requests) = (reports.subscribe(target.name.clone()), requests.clone());
-                let target = target.name.clone();
-                let notifier =
-                    SignalNotifier { target, rule, reports, requests, orders: ordered, notifications, part };
-                let span = target_span(&notifier.target);
-                self.supervisor.spawn_background("notifier", notifier.run().instrument(span));
-                return NotifierHandle { orders, notifications: notified };
-            }
-            Notify::PidFile { pid_file, signal, process } => {
-                Attempt::PidFile(PidFileNotifier { pid_file, signal, process })
-            }
-            Notify::Command { command, timeout } => {
-                Attempt::Command(CommandNotifier { command, dest: target.file.dest.clone(), timeout })
-            }
-        };
-        let notifier =
-            Notifier { target: target.name.to_string(), attempt, orders: ordered, notifications, part };
-        let span = target_span(&target.name);
-        // It ends with its target, once the attempt that is under way is over.
-        self.supervisor.spawn_ending("notifier", async move {
-            notifier.run().instrument(span).await;
-            Ok(())
-        });
-        NotifierHandle { orders, notifications: notified }
+        let reports = NodeReports::new(store, keys, name, self.readiness.clone());
+        let claim = Claim::new(state.id().to_owned(), self.lease.ttl.as_secs());
+        let record = ConsumerRecord { v: V1, claim, targets: Default::default() };
+        let mut targets = Targets::new(reports, record, self.readiness.clone());
+        targets.declare(&plan.targets);
+        let each = plan.targets.iter().cloned().zip(sinks).zip(selections);
+        let open = |((config, sink), selection)| targets.open(&mut self.supervisor, config, sink, selection);
+        let at_hand = each.map(open).collect();
+        self.claim(plan.consumer.clone(), &targets, state.clone());
+        (targets, at_hand)
     }
 
     /// Claims the consumer's name, and keeps its requests in the store.
-    fn claim(&mut self, plan: &Plan, state: Arc<StateDir>, requests: watch::Receiver<AllRequests>) {
-        let delivery = |target: &TargetConfig| TargetRecord { delivery: embedded::delivery(target).cloned() };
-        let record = ConsumerRecord {
-            v: V1,
-            claim: Claim::new(state.id().to_owned(), self.lease.ttl.as_secs()),
-            targets: plan.targets.iter().map(|target| (target.name.clone(), delivery(target))).collect(),
-        };
-        let (store, keys, consumer) = (self.store.clone(), self.keys.clone(), plan.consumer.clone());
-        let part = self.readiness.part("requests");
-        let requests = RequestWriter {
-            store: store.clone(),
-            keys: keys.clone(),
-            consumer: consumer.clone(),
-            requests,
-            part,
-        };
+    fn claim(&mut self, consumer: ConsumerName, targets: &Targets, state: Arc<StateDir>) {
+        let (store, keys, part) = (self.store.clone(), self.keys.clone(), self.readiness.part("requests"));
+        let requests =
+            RequestWriter::new(store.clone(), keys.clone(), consumer.clone(), targets.requests(), part);
         let span = tracing::info_span!("session", %consumer);
-        let (lease, readiness) = (self.lease, self.readiness.clone());
+        let (lease, readiness, record) = (self.lease, self.readiness.clone(), targets.record());
         let claim = ConsumerClaim { store, keys, consumer, record, lease, readiness, requests };
         let stop = self.supervisor.stop.clone();
         self.supervisor.spawn_ending("session", async move {
@@ -325,16 +263,38 @@ impl Consumer {
         });
     }
 
-    /// Has the targets at work until the process is asked to stop.
-    async fn work(&mut self, targets: Vec<Target>) -> Result<(), Failure> {
-        for target in targets {
-            let (stop, span) = (self.supervisor.stop.clone(), target_span(target.name()));
-            self.supervisor.spawn_ending("target", async move {
-                target.run(stop).instrument(span).await;
-                Ok(())
-            });
+    /// Has the targets at work until the process is asked to stop, and reads the settings anew when asked to.
+    async fn work(
+        &mut self,
+        targets: Vec<Target>,
+        mut reloader: Reloader,
+        mut reloads: Reloads,
+    ) -> Result<(), Failure> {
+        targets.into_iter().for_each(|target| reloader.targets.start(&mut self.supervisor, target));
+        let service = ServiceManager::from_env();
+        service.ready();
+        let (readiness, stop) = (self.readiness.clone(), self.supervisor.stop.clone());
+        self.supervisor.spawn_background("service manager's watch", service.run(readiness, stop));
+        let part = self.readiness.part("configuration");
+        part.ready();
+        loop {
+            tokio::select! {
+                // Neither branch has taken anything when it is dropped.
+                ended = self.supervisor.watch() => return ended,
+                () = reloads.next() => {}
+            }
+            service.reloading();
+            let stop = self.supervisor.stop.clone();
+            tokio::select! {
+                // What is dropped half way through ends with the process.
+                () = stop.cancelled() => return Ok(()),
+                reloaded = reloader.reload(&mut self.supervisor) => match reloaded {
+                    Ok(()) => part.ready(),
+                    Err(refused) => part.noted(format!("a reload was refused, the old settings stay: {refused}")),
+                },
+            }
+            service.ready();
         }
-        self.supervisor.watch().await
     }
 
     /// Has each target at work once; gives every failure, after all of them.
@@ -358,10 +318,6 @@ impl Consumer {
         }
         if failures.is_empty() { Ok(()) } else { Err(Failure::failed(failures.join("; "))) }
     }
-}
-
-fn target_span(name: &TargetName) -> Span {
-    tracing::info_span!("target", %name)
 }
 
 #[cfg(test)]

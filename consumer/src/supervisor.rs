@@ -9,7 +9,16 @@ use tokio_util::sync::CancellationToken;
 /// How long the tasks may take to end when they are asked to.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Tasks = JoinSet<(&'static str, Result<(), Failure>)>;
+type Tasks = JoinSet<Ended>;
+
+/// How a task has ended.
+#[derive(Debug)]
+struct Ended {
+    task: &'static str,
+    result: Result<(), Failure>,
+    /// Whether it was asked to, by a token of its own.
+    was_asked: bool,
+}
 
 /// Runs tasks.
 #[derive(Debug)]
@@ -39,20 +48,33 @@ impl Supervisor {
         name: &'static str,
         task: impl Future<Output = Result<(), Failure>> + Send + 'static,
     ) {
-        self.ending.spawn(async move { (name, task.await) });
+        self.spawn_until(name, CancellationToken::new(), task);
+    }
+
+    /// Runs a task that ends when [`Supervisor::stop`] is cancelled, and may end once its own token is.
+    pub fn spawn_until(
+        &mut self,
+        name: &'static str,
+        own_stop: CancellationToken,
+        task: impl Future<Output = Result<(), Failure>> + Send + 'static,
+    ) {
+        self.ending.spawn(async move {
+            let result = task.await;
+            Ended { task: name, result, was_asked: own_stop.is_cancelled() }
+        });
     }
 
     /// Runs a task that is dropped at the end.
     pub fn spawn_background(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.background.spawn(async move {
             task.await;
-            (name, Ok(()))
+            Ended { task: name, result: Ok(()), was_asked: false }
         });
     }
 
     /// Runs the embedded agent, which ends when [`Supervisor::agent_stop`] is cancelled.
     pub fn spawn_agent(&mut self, task: impl Future<Output = Result<(), Failure>> + Send + 'static) {
-        self.agent.spawn(async move { ("agent", task.await) });
+        self.agent.spawn(async move { Ended { task: "agent", result: task.await, was_asked: false } });
     }
 
     /// Waits until the process is asked to stop, which is no failure, or one of the tasks ends, which is.
@@ -60,19 +82,24 @@ impl Supervisor {
     /// # Errors
     /// Which task has ended, or why.
     pub async fn watch(&mut self) -> Result<(), Failure> {
-        let ended = tokio::select! {
-            // Every branch is cancel safe.
-            biased;
-            () = self.stop.cancelled() => return Ok(()),
-            Some(ended) = self.ending.join_next() => ended,
-            Some(ended) = self.background.join_next() => ended,
-            Some(ended) = self.agent.join_next() => ended,
-        };
-        Err(match ended {
-            Ok((name, Ok(()))) => Failure::failed(format!("the {name} has ended unasked")),
-            Ok((_, Err(failure))) => failure,
-            Err(error) => Failure::failed(error),
-        })
+        loop {
+            let ended = tokio::select! {
+                // Every branch is cancel safe.
+                biased;
+                () = self.stop.cancelled() => return Ok(()),
+                Some(ended) = self.ending.join_next() => ended,
+                Some(ended) = self.background.join_next() => ended,
+                Some(ended) = self.agent.join_next() => ended,
+            };
+            match ended {
+                Ok(Ended { result: Ok(()), was_asked: true, .. }) => {}
+                Ok(Ended { task, result: Ok(()), .. }) => {
+                    return Err(Failure::failed(format!("the {task} has ended unasked")));
+                }
+                Ok(Ended { result: Err(failure), .. }) => return Err(failure),
+                Err(error) => return Err(Failure::failed(error)),
+            }
+        }
     }
 
     /// Ends everything: first the tasks that end by themselves, then the agent, and then the rest.
@@ -87,7 +114,7 @@ impl Supervisor {
 async fn drain(tasks: &mut Tasks) {
     let drained = tokio::time::timeout(SHUTDOWN_TIMEOUT, async {
         while let Some(ended) = tasks.join_next().await {
-            if let Ok((task, Err(failure))) = ended {
+            if let Ok(Ended { task, result: Err(failure), .. }) = ended {
                 tracing::warn!(task, reason = %failure, "a task failed at the end");
             }
         }

@@ -40,7 +40,7 @@ pub struct RawTarget {
 }
 
 /// A target: one rendered file and what follows from it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TargetConfig {
     /// Its name, unique among the consumer's targets.
     pub name: TargetName,
@@ -86,6 +86,24 @@ impl RawTarget {
     }
 }
 
+#[cfg(test)]
+impl RawTarget {
+    /// A target of everything there is.
+    pub fn json(name: &str, dest: &str) -> Self {
+        let file = RawFile { dest: Some(dest.into()), format: Some(Format::Json), ..RawFile::default() };
+        let name = name.parse().expect("a name");
+        Self {
+            name,
+            select: RawSelect::default(),
+            pace: None,
+            heartbeat: None,
+            guard: None,
+            reconcile: None,
+            file,
+        }
+    }
+}
+
 /// Leaves only instances of a protocol that the format can express.
 fn restrict(select: &mut Select, format: Format) -> Result<(), SettingError> {
     match select.protocol {
@@ -107,15 +125,8 @@ mod tests {
     use crate::sink::file::notify::settings::RawNotify;
 
     fn target(format: Format) -> RawTarget {
-        RawTarget {
-            name: "web".parse().expect("a name"),
-            select: RawSelect::default(),
-            pace: None,
-            heartbeat: None,
-            guard: None,
-            reconcile: None,
-            file: RawFile { dest: Some("/x".into()), format: Some(format), ..RawFile::default() },
-        }
+        let raw = RawTarget::json("web", "/x");
+        RawTarget { file: RawFile { format: Some(format), ..raw.file }, ..raw }
     }
 
     #[test]

@@ -193,6 +193,17 @@ impl Roll {
         listed.chain(self.retention.iter())
     }
 
+    /// How the roll as it is shifts an empty one: what a new selection begins with.
+    pub fn all(&self) -> Shifts {
+        let come = |(id, instance): (&Arc<InstanceId>, &Arc<Instance>)| Shift {
+            id: id.clone(),
+            before: None,
+            after: Some(instance.clone()),
+            departure: None,
+        };
+        self.shifts(self.instances().map(come).collect())
+    }
+
     /// How many instances there are, also the unconfirmed ones.
     pub fn len(&self) -> usize {
         self.listed_instances + self.retention.len()

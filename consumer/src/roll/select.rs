@@ -63,6 +63,13 @@ impl Default for Select {
     }
 }
 
+impl PartialEq for Select {
+    /// Patterns are the same where they are written alike.
+    fn eq(&self, other: &Self) -> bool {
+        self.criteria() == other.criteria()
+    }
+}
+
 fn one_of<T: PartialEq>(wanted: &[T], found: &T) -> bool {
     wanted.is_empty() || wanted.contains(found)
 }
@@ -72,6 +79,15 @@ fn contains(pattern: Option<&Regex>, names: &[&str]) -> bool {
 }
 
 impl Select {
+    /// Everything that it says, to be compared.
+    fn criteria(&self) -> impl PartialEq {
+        let Self { services, service_regex, container_regex, name_regex, labels, nodes, ports, .. } = self;
+        let Self { protocol, tags, statuses, family, .. } = self;
+        let patterns =
+            [service_regex, container_regex, name_regex].map(|regex| regex.as_ref().map(Regex::as_str));
+        ((patterns, services, labels, nodes), (ports, protocol, tags, statuses, family))
+    }
+
     /// Where the target reaches the instance, if it belongs to the target.
     pub fn endpoint(&self, id: &InstanceId, instance: &Instance) -> Option<Endpoint> {
         let service = instance.service.as_str();

@@ -98,6 +98,28 @@ impl Selection {
         }
     }
 
+    /// An empty selection that takes the place of one with other settings: what that one's guard holds is lost to this
+    /// one as well, once it has the roll.
+    pub fn succeed(&mut self, last: &Selection, all: &Shifts, now: Instant) {
+        let verdict = last.verdict(now);
+        let shift = |row: &Row, has_come: bool| Shift {
+            id: row.id.clone(),
+            before: (!has_come).then(|| row.instance.clone()),
+            after: has_come.then(|| row.instance.clone()),
+            departure: (!has_come).then_some(Departure::Lost),
+        };
+        let mut come = all.clone();
+        come.shifts.extend(verdict.lost().map(|row| shift(row, true)));
+        self.apply(&come, now);
+        let gone = verdict.lost().map(|row| shift(row, false)).collect();
+        self.apply(&Shifts { shifts: gone, ..*all }, now);
+    }
+
+    /// Whether it is what these settings make.
+    pub fn is_of(&self, select: &Select, guard: GuardSettings) -> bool {
+        *self.select == *select && self.guard.settings() == guard
+    }
+
     /// Takes in what shifted, and tells whether what is to be rendered may have changed.
     pub fn apply(&mut self, shifts: &Shifts, now: Instant) -> bool {
         self.step += 1;

@@ -7,6 +7,7 @@ use std::{
     path::PathBuf,
 };
 
+use clap::Parser;
 use jiff::Timestamp;
 use rollcall_shared::{
     codec,
@@ -23,7 +24,9 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::testing;
+use crate::{config::Cli, testing};
+
+mod reloading;
 
 const LEASE: LeaseSettings = LeaseSettings { ttl: Duration::from_secs(60), refresh: Duration::from_secs(30) };
 const SIGNAL: &str = "[target.notify]\ncontainer = \"proxy\"\n";
@@ -38,6 +41,7 @@ struct Scene {
 /// A consumer at work. Dropping it is a crash.
 struct Running {
     consumer: Consumer,
+    reloader: Reloader,
 }
 
 impl Scene {
@@ -78,25 +82,36 @@ impl Scene {
 
     /// A consumer and its targets, which have their first rows.
     async fn ready(&self, rest: &str) -> (Consumer, Vec<Target>) {
+        let (consumer, targets, _) = self.reloadable(rest).await;
+        (consumer, targets)
+    }
+
+    async fn reloadable(&self, rest: &str) -> (Consumer, Vec<Target>, Reloader) {
         let (plan, mut consumer) = (self.plan(rest), self.consumer());
         // A consumer that crashed leaves its lock as soon as its tasks are dropped.
         let opened = until(async || self.open(&plan, &consumer).await.ok()).await;
         let remembered = Some(opened.state.clone());
-        let selections = consumer.follow(&plan.targets, remembered).await.expect("a store").expect("rows");
-        let targets = consumer.targets(&plan, selections, opened);
-        (consumer, targets)
+        let followed = consumer.follow(&plan.targets, remembered).await.expect("a store");
+        let (selections, follower) = followed.expect("rows");
+        let Opened { state, sinks } = opened;
+        let (targets, at_hand) = consumer.targets(&plan, selections, sinks, &state);
+        let reloader = Reloader::new(self.settings(), plan, state, follower, targets);
+        (consumer, at_hand, reloader)
+    }
+
+    /// The settings that read the scene's configuration anew.
+    fn settings(&self) -> Settings {
+        let config = format!("--config={}", self.path("config.toml").display());
+        let args = ["rollcall-consumer", "--etcd=h:1", "--name=c1", &config];
+        Cli::try_parse_from(args).expect("good flags").settings
     }
 
     async fn start(&self, rest: &str) -> Running {
-        let (mut consumer, targets) = self.ready(rest).await;
+        let (mut consumer, targets, reloader) = self.reloadable(rest).await;
         for target in targets {
-            let stop = consumer.supervisor.stop.clone();
-            consumer.supervisor.spawn_ending("target", async move {
-                target.run(stop).await;
-                Ok(())
-            });
+            reloader.targets.start(&mut consumer.supervisor, target);
         }
-        Running { consumer }
+        Running { consumer, reloader }
     }
 
     async fn commit(&self, ops: &[Op]) {
@@ -174,6 +189,17 @@ impl Scene {
 }
 
 impl Running {
+    async fn end(self) {
+        let Self { consumer, reloader } = self;
+        drop(reloader);
+        consumer.supervisor.end().await;
+    }
+
+    /// Reads the settings anew, as after SIGHUP.
+    async fn reload(&mut self) -> Result<(), String> {
+        self.reloader.reload(&mut self.consumer.supervisor).await
+    }
+
     fn reason(&self, part: &str) -> Option<String> {
         self.consumer.readiness.conditions().reason(part).map(str::to_owned)
     }
@@ -327,7 +353,7 @@ async fn a_restart_goes_on_with_the_change_that_it_finds() {
     let first = scene.request_after("h1", None).await;
     // Remembered, though nobody has acked it.
     pass().await;
-    running.consumer.supervisor.end().await;
+    running.end().await;
     let _running = scene.start(&with_signal()).await;
     let second = scene.request_after("h1", None).await;
     assert_eq!(second, first, "an agent that has delivered it will not do so again");
@@ -403,7 +429,7 @@ async fn under_a_new_session_what_is_still_due_is_requested_again() {
     assert_eq!(scene.request_after("h1", None).await, request);
     scene.ack("h1", &request, None).await;
     running.is_ready().await;
-    running.consumer.supervisor.end().await;
+    running.end().await;
     let left = scene.store.list(&testing::keys().consumers()).await.expect("a listing").entries;
     assert_eq!(left, [], "at the end the session goes, and its keys with it");
 }
@@ -467,7 +493,7 @@ async fn a_restart_after_the_store_was_wiped_empties_no_file() {
     let running = scene.start("format = \"citus-workers\"").await;
     scene.file_has("10.0.0.1 8001").await;
     pass().await;
-    running.consumer.supervisor.end().await;
+    running.end().await;
     scene.store.restore(empty);
     let running = scene.start("format = \"citus-workers\"").await;
     running.is_not_ready("retention", "the store went back: 1 instances are kept").await;
@@ -553,7 +579,7 @@ async fn a_command_that_fails_is_run_until_it_works() {
     let ran = fs::read_to_string(&runs).expect("a file");
     assert!(ran.lines().count() >= 2);
     assert!(ran.lines().all(|line| line.ends_with("/file")), "{ran}");
-    running.consumer.supervisor.end().await;
+    running.end().await;
     scene.start(&target).await.is_ready().await;
     assert_eq!(fs::read_to_string(&runs).expect("a file"), ran, "there was nothing left to notify");
 }
@@ -711,7 +737,7 @@ async fn a_dry_run_shows_what_would_change_checks_it_elsewhere_and_touches_nothi
     );
     let plan = scene.plan(&format!("format = \"citus-workers\"\ncheck = {check:?}"));
     let mut consumer = scene.consumer();
-    let selections = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
+    let (selections, _follower) = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
     let preview = async || dry_run::preview(&plan.targets[0], &selections[0]).await;
     let Preview { text, outcome } = preview().await;
     assert_eq!(outcome.expect("it is checked"), Outcome::Changed);
@@ -733,7 +759,7 @@ async fn a_dry_run_counts_the_loss_guard_in() {
     let plan = scene.plan("format = \"citus-workers\"\nguard = { min_instances = 1, hold = \"forever\" }");
     scene.put(1).await;
     let mut consumer = scene.consumer();
-    let selections = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
+    let (selections, _follower) = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
     scene.delete(1).await;
     until(async || selections[0].borrow().is_empty().then_some(())).await;
     fs::write(scene.path("file"), "10.0.0.1 8001\n").expect("a file");

@@ -193,6 +193,11 @@ impl LossGuard {
         Self { settings, services: BTreeMap::new(), total: Total::default() }
     }
 
+    /// What it was told to hold.
+    pub fn settings(&self) -> GuardSettings {
+        self.settings
+    }
+
     /// Whether services are measured: else [`LossGuard::measure`] need not be told.
     pub fn measures_services(&self) -> bool {
         self.settings.max_loss.is_some()

@@ -7,6 +7,8 @@ pub mod error;
 pub mod health;
 pub mod host;
 pub mod readiness;
+pub mod reload;
+pub mod service;
 pub mod setting;
 pub mod shutdown;
 pub mod telemetry;

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// A file that is kept, and what follows from it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileConfig {
     /// The file.
     pub dest: PathBuf,

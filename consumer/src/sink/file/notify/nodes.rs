@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     marker::PhantomData,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rollcall_shared::{
@@ -30,6 +30,26 @@ use super::delivery::Reports;
 /// A node's word on a target.
 type NodeTarget = (NodeName, TargetId);
 
+/// What the nodes say of each target. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct TargetReports(Arc<Mutex<BTreeMap<TargetName, watch::Sender<Reports>>>>);
+
+impl TargetReports {
+    /// What the nodes say of a target.
+    pub fn subscribe(&self, target: &TargetName) -> watch::Receiver<Reports> {
+        self.of(target).subscribe()
+    }
+
+    fn of(&self, target: &TargetName) -> watch::Sender<Reports> {
+        let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.entry(target.clone()).or_default().clone()
+    }
+
+    fn all(&self) -> Vec<watch::Sender<Reports>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
 /// Hands each target what the nodes say of it.
 #[derive(Debug)]
 pub struct NodeReports {
@@ -37,7 +57,7 @@ pub struct NodeReports {
     keys: Keys,
     consumer: ConsumerName,
     readiness: Readiness,
-    targets: BTreeMap<TargetName, watch::Sender<Reports>>,
+    targets: TargetReports,
     /// The watches of acks, by node.
     watches: BTreeMap<NodeName, AckWatch>,
     tasks: JoinSet<()>,
@@ -100,15 +120,15 @@ impl<R: Report> Decode for DecodeReport<R> {
 }
 
 impl NodeReports {
-    /// Reports for the targets of a consumer.
+    /// Reports for the targets of a consumer, those that it will have included.
     pub fn new(store: Arc<dyn Store>, keys: Keys, consumer: ConsumerName, readiness: Readiness) -> Self {
-        let (targets, watches, tasks) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
+        let (targets, watches, tasks) = (TargetReports::default(), BTreeMap::new(), JoinSet::new());
         Self { store, keys, consumer, readiness, targets, watches, tasks }
     }
 
-    /// What the nodes say of a target, from now on.
-    pub fn subscribe(&mut self, target: TargetName) -> watch::Receiver<Reports> {
-        self.targets.entry(target).or_default().subscribe()
+    /// Where they are handed out.
+    pub fn targets(&self) -> TargetReports {
+        self.targets.clone()
     }
 
     /// Runs until it is dropped.
@@ -150,12 +170,10 @@ impl NodeReports {
             return;
         }
         for Changed { key: (node, target), after, .. } in ours {
-            if let Some(reports) = self.targets.get(&target.target) {
-                reports.send_modify(|reports| match after {
-                    Some(receivers) => drop(reports.receivers.insert(node, (*receivers).clone())),
-                    None => drop(reports.receivers.remove(&node)),
-                });
-            }
+            self.targets.of(&target.target).send_modify(|reports| match after {
+                Some(receivers) => drop(reports.receivers.insert(node, (*receivers).clone())),
+                None => drop(reports.receivers.remove(&node)),
+            });
         }
         let nodes: BTreeSet<&NodeName> = all
             .held()
@@ -173,7 +191,7 @@ impl NodeReports {
             if let Some(AckWatch { task, .. }) = self.watches.remove(&node) {
                 task.abort();
             }
-            for reports in self.targets.values() {
+            for reports in self.targets.all() {
                 reports.send_if_modified(|reports| reports.acks.remove(&node).is_some());
             }
         }
@@ -202,8 +220,7 @@ impl NodeReports {
     fn on_acks(&mut self, node: &NodeName, update: Update<NodeTarget, Acks>) {
         let Some(watch) = self.watches.get_mut(node) else { return };
         for Changed { key: (_, target), after, .. } in watch.acks.apply(update).changes {
-            let Some(reports) = self.targets.get(&target.target) else { continue };
-            reports.send_modify(|reports| match after {
+            self.targets.of(&target.target).send_modify(|reports| match after {
                 Some(acks) => drop(reports.acks.insert(node.clone(), (*acks).clone())),
                 None => drop(reports.acks.remove(node)),
             });

@@ -29,35 +29,52 @@ type Addressed = BTreeMap<(TargetName, NodeName), SignalRequest>;
 #[derive(Debug)]
 pub struct RequestWriter {
     /// Where to.
-    pub store: Arc<dyn Store>,
+    store: Arc<dyn Store>,
     /// Its keys.
-    pub keys: Keys,
+    keys: Keys,
     /// Whose requests they are.
-    pub consumer: ConsumerName,
+    consumer: ConsumerName,
     /// What is to be requested.
-    pub requests: watch::Receiver<AllRequests>,
+    requests: watch::Receiver<AllRequests>,
+    /// What was written, and under which session; nothing at first.
+    written: Option<(Session, Addressed)>,
     /// Its condition.
-    pub part: Part,
+    part: Part,
 }
 
 impl RequestWriter {
-    /// Runs for as long as the session is kept.
+    /// A writer that has written nothing yet.
+    pub fn new(
+        store: Arc<dyn Store>,
+        keys: Keys,
+        consumer: ConsumerName,
+        requests: watch::Receiver<AllRequests>,
+        part: Part,
+    ) -> Self {
+        Self { store, keys, consumer, requests, written: None, part }
+    }
+
+    /// Runs for as long as the session is kept. It may be dropped, and run again with another handle.
     pub async fn run(&mut self, mut handle: SessionHandle) {
-        let mut written: Option<(Session, Addressed)> = None;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut was_held = false;
         loop {
             let Some(session) = handle.session() else {
-                written = None;
+                if was_held {
+                    // Also where the lease comes back: a store that went back has it, and not what was written.
+                    self.written = None;
+                }
                 handle.changed().await;
                 continue;
             };
-            let known = written.take().filter(|(last, _)| last.lease() == session.lease());
+            was_held = true;
+            let known = self.written.clone().filter(|(last, _)| last.lease() == session.lease());
             let known = known.map(|(_, known)| known).unwrap_or_default();
             let wanted = addressed(&self.requests.borrow_and_update());
             let ops = self.plan(&known, &wanted);
             if ops.is_empty() {
                 self.part.ready();
-                written = Some((session, known));
+                self.written = Some((session, known));
                 tokio::select! {
                     // Both branches are cancel safe. Where no target signals anybody, there is no sender.
                     Ok(()) = self.requests.changed() => {}
@@ -68,16 +85,16 @@ impl RequestWriter {
             match session.commit(&*self.store, &ops).await {
                 Ok(_) => {
                     backoff.reset();
-                    written = Some((session, wanted));
+                    self.written = Some((session, wanted));
                 }
                 Err(StoreError::LeaseNotFound | StoreError::GuardFailed { .. }) => {
-                    written = Some((session.clone(), known));
+                    self.written = Some((session.clone(), known));
                     handle.doubt(session);
                     // Where the keeper finds nothing wrong, the session stays and the write is tried again.
                     let _ = tokio::time::timeout(DOUBT_TIMEOUT, handle.changed()).await;
                 }
                 Err(error) => {
-                    written = Some((session, known));
+                    self.written = Some((session, known));
                     self.part.failed(one_line(&error));
                     tokio::select! {
                         // Neither branch has taken anything when it is dropped.

@@ -1,0 +1,238 @@
+//! The targets of a consumer: opened, each with a notifier where there is somebody to notify, and set to work; and
+//! changed while the consumer runs, without disturbing those that stay as they are.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use rollcall_shared::{
+    model::{
+        consumer::{ConsumerRecord, TargetRecord},
+        name::TargetName,
+    },
+    process::readiness::Readiness,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, Span};
+
+use crate::{
+    config::TargetConfig,
+    embedded,
+    roll::Selection,
+    sink::file::{
+        FileSink,
+        notify::{
+            Notifier, NotifierHandle, Notify,
+            command::CommandNotifier,
+            nodes::{NodeReports, TargetReports},
+            notifier::Attempt,
+            pid_file::PidFileNotifier,
+            signal::{AllRequests, SignalNotifier},
+        },
+    },
+    state_dir::StateDir,
+    supervisor::Supervisor,
+    target::{Target, pacer::Pacer},
+};
+
+/// The buffer of a target's notifications: one for each change, and the target reads them at once.
+const MAX_PENDING_NOTIFICATIONS: usize = 4;
+
+/// The targets of a consumer.
+#[derive(Debug)]
+pub struct Targets {
+    readiness: Readiness,
+    reports: TargetReports,
+    /// Runs once there is a target that signals containers.
+    node_reports: Option<NodeReports>,
+    requests: watch::Sender<AllRequests>,
+    /// What the consumer says of itself.
+    record: watch::Sender<ConsumerRecord>,
+    opened: BTreeMap<TargetName, Opened>,
+}
+
+/// A target that is opened, and perhaps at work.
+#[derive(Debug)]
+struct Opened {
+    config: TargetConfig,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What other settings mean for the targets.
+#[derive(Debug, PartialEq)]
+pub struct Changes {
+    /// Those that go, or are others under the same name.
+    pub stop: Vec<TargetName>,
+    /// Those that come, or are others than before.
+    pub start: Vec<TargetConfig>,
+}
+
+impl Changes {
+    fn between<'c>(before: impl Iterator<Item = &'c TargetConfig>, after: &[TargetConfig]) -> Self {
+        let before: Vec<&TargetConfig> = before.collect();
+        let gone = before.iter().filter(|target| !after.contains(target));
+        let come = after.iter().filter(|target| !before.contains(target));
+        Self { stop: gone.map(|target| target.name.clone()).collect(), start: come.cloned().collect() }
+    }
+}
+
+impl Targets {
+    /// No targets yet, of a consumer that says this of itself.
+    pub fn new(node_reports: NodeReports, record: ConsumerRecord, readiness: Readiness) -> Self {
+        Self {
+            readiness,
+            reports: node_reports.targets(),
+            node_reports: Some(node_reports),
+            requests: watch::Sender::default(),
+            record: watch::Sender::new(record),
+            opened: BTreeMap::new(),
+        }
+    }
+
+    /// What is to be requested of the agents.
+    pub fn requests(&self) -> watch::Receiver<AllRequests> {
+        self.requests.subscribe()
+    }
+
+    /// What the consumer says of itself, its targets among it.
+    pub fn record(&self) -> watch::Receiver<ConsumerRecord> {
+        self.record.subscribe()
+    }
+
+    /// Says which targets the consumer has, so that agents look for their receivers.
+    pub fn declare(&self, targets: &[TargetConfig]) {
+        let delivery = |target: &TargetConfig| TargetRecord { delivery: embedded::delivery(target).cloned() };
+        let targets: BTreeMap<_, _> =
+            targets.iter().map(|target| (target.name.clone(), delivery(target))).collect();
+        self.record.send_if_modified(|record| {
+            let is_modified = record.targets != targets;
+            record.targets = targets;
+            is_modified
+        });
+    }
+
+    /// How these targets differ from those that are there.
+    pub fn changes(&self, targets: &[TargetConfig]) -> Changes {
+        Changes::between(self.opened.values().map(|opened| &opened.config), targets)
+    }
+
+    /// Opens sinks for targets that were checked.
+    pub async fn sinks(state: Arc<StateDir>, targets: Vec<TargetConfig>) -> Vec<FileSink> {
+        let open = move || targets.iter().map(|target| FileSink::open(target, state.clone())).collect();
+        tokio::task::spawn_blocking(open).await.expect("opening does not panic")
+    }
+
+    /// Opens a target, and starts its notifier.
+    pub fn open(
+        &mut self,
+        supervisor: &mut Supervisor,
+        config: TargetConfig,
+        sink: FileSink,
+        selection: watch::Receiver<Selection>,
+    ) -> Target {
+        let opened =
+            Opened { config: config.clone(), stop: supervisor.stop.child_token(), tasks: TaskTracker::new() };
+        let notify = config.file.notify.as_ref();
+        let notifier = notify.map(|notify| self.notifier(supervisor, &opened, notify));
+        let part = self.readiness.part(format!("target {}", config.name));
+        let pacer = Pacer::new(config.pace);
+        self.opened.insert(config.name.clone(), opened);
+        Target::new(config.name, selection, Box::new(sink), pacer, config.reconcile, notifier, part)
+    }
+
+    /// Sets an opened target to work.
+    pub fn start(&self, supervisor: &mut Supervisor, target: Target) {
+        let Some(opened) = self.opened.get(target.name()) else { return };
+        opened.spawn(supervisor, "target", target.run(opened.stop.clone()));
+    }
+
+    /// Stops targets, and waits until they and their notifiers have ended.
+    pub async fn stop(&mut self, targets: &[TargetName]) {
+        let stopped: Vec<_> = targets.iter().filter_map(|name| self.opened.remove(name)).collect();
+        stopped.iter().for_each(|opened| opened.stop.cancel());
+        for Opened { config, tasks, .. } in stopped {
+            tasks.close();
+            tasks.wait().await;
+            self.requests.send_if_modified(|all| all.remove(&config.name).is_some());
+        }
+    }
+
+    /// Starts a target's notifier, which ends with its target, once the attempt that is under way is over.
+    fn notifier(&mut self, supervisor: &mut Supervisor, of: &Opened, notify: &Notify) -> NotifierHandle {
+        let config = &of.config;
+        let (orders, ordered) = watch::channel(None);
+        let (notifications, notified) = mpsc::channel(MAX_PENDING_NOTIFICATIONS);
+        let (target, part) = (config.name.clone(), self.readiness.part(format!("notify {}", config.name)));
+        let attempt = match notify.clone() {
+            Notify::Signal(rule) => {
+                if let Some(reports) = self.node_reports.take() {
+                    supervisor.spawn_background("reports of the nodes", reports.run());
+                }
+                let (reports, requests) = (self.reports.subscribe(&target), self.requests.clone());
+                let notifier =
+                    SignalNotifier { target, rule, reports, requests, orders: ordered, notifications, part };
+                of.spawn(supervisor, "notifier", notifier.run());
+                return NotifierHandle { orders, notifications: notified };
+            }
+            Notify::PidFile { pid_file, signal, process } => {
+                Attempt::PidFile(PidFileNotifier { pid_file, signal, process })
+            }
+            Notify::Command { command, timeout } => {
+                Attempt::Command(CommandNotifier { command, dest: config.file.dest.clone(), timeout })
+            }
+        };
+        let target = target.to_string();
+        let notifier = Notifier { target, attempt, orders: ordered, notifications, part };
+        of.spawn(supervisor, "notifier", notifier.run());
+        NotifierHandle { orders, notifications: notified }
+    }
+}
+
+impl Opened {
+    /// Runs one of the target's tasks, which may end once the target is asked to.
+    fn spawn(
+        &self,
+        supervisor: &mut Supervisor,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let task = self.tasks.track_future(task.instrument(target_span(&self.config.name)));
+        supervisor.spawn_until(name, self.stop.clone(), async {
+            task.await;
+            Ok(())
+        });
+    }
+}
+
+/// The span that a target's logs are in.
+pub fn target_span(name: &TargetName) -> Span {
+    tracing::info_span!("target", %name)
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_shared::model::instance::Protocol;
+
+    use super::*;
+    use crate::config::RawTarget;
+
+    fn target(name: &str, protocol: Protocol) -> TargetConfig {
+        let mut raw = RawTarget::json(name, "/x");
+        raw.select.protocol = Some(protocol);
+        raw.parse().expect("a target")
+    }
+
+    #[test]
+    fn only_what_differs_is_stopped_and_started() {
+        let before =
+            [target("same", Protocol::Tcp), target("other", Protocol::Tcp), target("gone", Protocol::Tcp)];
+        let after =
+            [target("new", Protocol::Udp), target("other", Protocol::Udp), target("same", Protocol::Tcp)];
+        let changes = Changes::between(before.iter(), &after);
+        let names =
+            |targets: &[TargetConfig]| targets.iter().map(|target| target.name.clone()).collect::<Vec<_>>();
+        assert_eq!(changes.stop, ["other", "gone"].map(|name| name.parse().expect("a name")));
+        assert_eq!(names(&changes.start), ["new", "other"].map(|name| name.parse().expect("a name")));
+        assert_eq!(Changes::between(before.iter(), &before), Changes { stop: vec![], start: vec![] });
+    }
+}
