@@ -1,13 +1,15 @@
 //! The agent's program: its command line, and what runs around the agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use clap::{Parser, Subcommand};
 use rollcall_shared::{
     process::{
         cli::Failure,
-        health::{self, Listen},
-        readiness::Readiness,
+        health::{self, Listen, PrometheusHandle},
+        readiness::{Condition, Conditions, Readiness},
+        reload::{self, Reloads},
+        service::ServiceManager,
         setting::SettingError,
         shutdown,
         telemetry::{self, LogSettings},
@@ -16,11 +18,17 @@ use rollcall_shared::{
     session::{LeaseSettings, OnExit},
     store::{etcd::EtcdStore, settings::EtcdSettings},
 };
+use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Agent, Error, Settings, explain, registration::address::Readers};
+use crate::{
+    Agent, Error, Settings, explain,
+    registration::{PART, address::Readers},
+};
 
 /// Registers this Docker host's containers in etcd and delivers signals to them
+///
+/// SIGHUP has Docker listed anew at once. SIGTERM and SIGINT end it in order, a second one at once.
 #[derive(Debug, Parser)]
 #[command(name = "rollcall-agent", version, max_term_width = 110, subcommand_negates_reqs = true)]
 pub struct Cli {
@@ -106,21 +114,57 @@ pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
     let (keys, readers) = (etcd.prefix.clone(), readers(&etcd, loopback));
     let store = Arc::new(EtcdStore::new(etcd).map_err(Failure::usage)?);
     let stop = shutdown::on_signal().map_err(Failure::failed)?;
+    let reloads = reload::on_signal().map_err(Failure::failed)?;
     let metrics = telemetry::start_metrics().map_err(Failure::failed)?;
-    let readiness = Readiness::default();
+    let (readiness, relist) = (Readiness::default(), Arc::<Notify>::default());
     let listener = health::bind(listen).await.map_err(Failure::failed)?;
-    let agent =
-        Agent { settings: agent, lease, wait, on_exit, store, keys, readers, readiness: readiness.clone() };
-    let Some(listener) = listener else { return Ok(agent.run(stop).await?) };
-    // It answers until the agent has ended.
-    let never = CancellationToken::new();
+    let attending = attend(readiness.clone(), relist.clone(), reloads, stop.clone());
+    let serving = serve(listener, readiness.clone(), metrics);
+    let agent = Agent { settings: agent, lease, wait, on_exit, store, keys, readers, readiness, relist };
     tokio::select! {
-        // The server is dropped with the agent; if it ends by itself, so does the process.
+        // The others are dropped with the agent; if the server ends by itself, so does the process.
         ended = agent.run(stop) => Ok(ended?),
-        served = health::serve(listener, readiness, metrics, never) => {
+        served = serving => {
             served.map_err(Failure::failed)?;
             Err(Error::Ended("health server").into())
         }
+        () = attending => Err(Error::Ended("service manager's watch").into()),
+    }
+}
+
+/// Answers until it is dropped, so until the agent has ended.
+async fn serve(
+    listener: Option<TcpListener>,
+    readiness: Readiness,
+    metrics: PrometheusHandle,
+) -> io::Result<()> {
+    match listener {
+        Some(listener) => health::serve(listener, readiness, metrics, CancellationToken::new()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the service manager how the agent fares. On SIGHUP, lists Docker anew: flags and environment cannot change
+/// while a process runs, and certificates are read at each connection anyway.
+async fn attend(readiness: Readiness, relist: Arc<Notify>, mut reloads: Reloads, stop: CancellationToken) {
+    let service = ServiceManager::from_env();
+    let mut conditions = readiness.subscribe();
+    let reloading = async {
+        let is_registered = |conditions: &Conditions| conditions.get(PART).is_some_and(Condition::is_ready);
+        // The readiness lives as long as its subscriber.
+        let _ = conditions.wait_for(is_registered).await;
+        service.ready();
+        loop {
+            reloads.next().await;
+            service.reloading();
+            relist.notify_one();
+            service.ready();
+        }
+    };
+    tokio::select! {
+        // Neither ends by itself.
+        () = service.run(readiness, stop) => {}
+        () = reloading => {}
     }
 }
 

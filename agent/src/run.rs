@@ -11,7 +11,7 @@ use rollcall_shared::{
     session::{Keeper, LeaseSettings, OnExit, keeper::SessionHandle},
     store::Store,
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -49,6 +49,8 @@ pub struct Agent {
     pub readers: Readers,
     /// Where it reports how it fares.
     pub readiness: Readiness,
+    /// Asks for a list of Docker's containers at once, instead of at the next refresh.
+    pub relist: Arc<Notify>,
 }
 
 impl Agent {
@@ -115,7 +117,9 @@ impl Agent {
         let (keeper, sessions) =
             Keeper::new(self.store.clone(), name, record, self.lease, self.on_exit, &self.readiness);
         let (grace, refresh) = (self.settings.docker.docker_grace, self.lease.refresh);
-        let (watcher, inventory) = Watcher::new(engine.clone(), draining, refresh, grace, &self.readiness);
+        let relist = self.relist;
+        let (watcher, inventory) =
+            Watcher::new(engine.clone(), draining, refresh, grace, relist, &self.readiness);
         let mut tasks = Tasks::default();
         tasks.spawn("address finder", finder.run(is_complete, refresh, watcher.notifier()));
         tasks.spawn("watcher", watcher.run());

@@ -70,10 +70,8 @@ impl Embedded {
     ) -> Result<(), rollcall_agent::Error> {
         let Self { settings, lease, wait } = self;
         // The memory store ends with this process, and its one reader is on this host.
-        let on_exit = OnExit::Revoke;
-        let agent =
-            Agent { settings, lease, wait, on_exit, store, keys, readers: Readers::ThisHost, readiness };
-        agent.run(stop).await
+        let (on_exit, readers, relist) = (OnExit::Revoke, Readers::ThisHost, Arc::default());
+        Agent { settings, lease, wait, on_exit, store, keys, readers, readiness, relist }.run(stop).await
     }
 }
 

@@ -30,7 +30,7 @@ use rollcall_shared::{
     },
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior},
 };
@@ -79,6 +79,8 @@ pub struct Watcher {
     refresh: Duration,
     /// How long what is known stays while Docker is out of reach.
     grace: Duration,
+    /// Asks for a list at once.
+    relist: Arc<Notify>,
     part: Part,
     running: watch::Sender<Option<Arc<RunningContainers>>>,
     waiting: VecDeque<Question>,
@@ -115,6 +117,7 @@ impl Watcher {
         draining: BTreeSet<Incarnation>,
         refresh: Duration,
         grace: Duration,
+        relist: Arc<Notify>,
         readiness: &Readiness,
     ) -> (Self, InventoryReceiver) {
         let (running, receiver) = watch::channel(None);
@@ -124,6 +127,7 @@ impl Watcher {
             recent: RecentEvents::new(Timestamp::now()),
             refresh,
             grace,
+            relist,
             part: readiness.part(PART),
             running,
             waiting: VecDeque::new(),
@@ -169,13 +173,14 @@ impl Watcher {
         }
         let (_reader, mut events) = read_events(&*self.engine, self.recent.since());
         self.waiting.extend(self.inventory.on_events_lost());
+        let asked = self.relist.clone();
         // The answer is due within the refresh.
         let mut relist = tokio::time::interval(self.refresh * 2 / 3);
         relist.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let (withdraw_at, silent_at) = (self.withdraw_at(), self.silent_at());
             tokio::select! {
-                // Every branch is cancel safe: a channel, a set of tasks and timers.
+                // Every branch is cancel safe: a channel, a set of tasks, a notice and timers.
                 biased;
                 event = events.recv() => match event.expect("events end with an error") {
                     Ok(event) => self.on_event(&event),
@@ -195,6 +200,7 @@ impl Watcher {
                         Answer::Listed(Err(error)) => return error,
                     }
                 }
+                () = asked.notified() => relist.reset_immediately(),
                 _ = relist.tick(), if self.listing_since.is_none() => self.list(),
                 () = sleep_until(withdraw_at) => self.withdraw(),
                 () = sleep_until(silent_at) => return DockerError::Silent(self.list_timeout()),

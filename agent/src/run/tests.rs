@@ -48,6 +48,7 @@ struct Flags {
 
 /// An agent that runs. Dropping it is a crash.
 struct Running {
+    relist: Arc<Notify>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
     readiness: Readiness,
@@ -81,6 +82,7 @@ impl Running {
             keys: keys(),
             readers: Readers::ThisHost,
             readiness: Readiness::default(),
+            relist: Arc::default(),
         }
     }
 
@@ -99,9 +101,10 @@ impl Running {
 
     fn spawn(agent: Agent, engine: &ScriptedEngine, policy: Policy, finder: AddressFinder) -> Self {
         let (stop, readiness) = (CancellationToken::new(), agent.readiness.clone());
+        let relist = agent.relist.clone();
         let startup = Startup { deadline: Instant::now() + agent.wait, stop: stop.clone() };
         let running = agent.run_on(Arc::new(engine.clone()), policy, finder, startup);
-        Self { stop, task: tokio::spawn(running), readiness }
+        Self { relist, stop, task: tokio::spawn(running), readiness }
     }
 
     async fn end(&mut self) -> Result<(), Error> {

@@ -23,6 +23,9 @@ use crate::{
 };
 
 /// Keeps files up to date with the containers that run on any host, and signals the programs that read them
+///
+/// SIGHUP reads the file of --config and the templates anew; one that cannot work is refused, and what runs goes on.
+/// SIGTERM and SIGINT end it in order, a second one at once.
 #[derive(Debug, clap::Parser)]
 #[command(name = "rollcall-consumer", version, max_term_width = 110)]
 pub struct Cli {

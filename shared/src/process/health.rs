@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::{Router, http::StatusCode, http::header::CONTENT_TYPE, routing::get};
-use metrics_exporter_prometheus::PrometheusHandle;
+pub use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

@@ -38,6 +38,19 @@ async fn what_runs_already_is_registered_once_all_of_it_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn when_asked_it_lists_docker_at_once_and_finds_what_no_event_has_told() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.put(&web("web"));
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, [""; 0]);
+    agent.relist.notify_one();
+    pass(AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_that_is_told_to_stop_drains() {
     let (store, engine) = (MemoryStore::new(), engine());
     let _agent = Running::start(store.clone(), &engine);
