@@ -1,0 +1,123 @@
+//! The programs as services: what they tell the service manager, what SIGHUP does, and the units that ship.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rollcall_tests::{DockerHost, Etcd, Program, tool, until};
+use rustix::process::Signal;
+
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A service manager: the socket on which it is told things.
+struct Manager {
+    socket: UnixDatagram,
+    told: Vec<String>,
+}
+
+impl Manager {
+    /// Has a command tell it things.
+    fn of(command: &mut Command, dir: &Path) -> Result<Self> {
+        let path = dir.join("notify");
+        let socket = UnixDatagram::bind(&path)?;
+        socket.set_nonblocking(true)?;
+        command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", "200000");
+        Ok(Self { socket, told: Vec::new() })
+    }
+
+    /// Waits until it is told a line that begins so, after what was waited for before.
+    fn wait(&mut self, line: &str) -> Result<String> {
+        until(&format!("it is told {line}"), TIMEOUT, || {
+            let mut bytes = [0; 4096];
+            while let Ok(read) = self.socket.recv(&mut bytes) {
+                let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
+                self.told.extend(text.lines().map(str::to_owned));
+            }
+            let Some(found) = self.told.iter().position(|told| told.starts_with(line)) else {
+                return Ok(None);
+            };
+            Ok(self.told.drain(..=found).next_back())
+        })
+    }
+}
+
+fn consumer(etcd: &Etcd, dir: &Path, config: &Path) -> Result<Command> {
+    let mut command = Program::consumer()?;
+    command.args(["--etcd", &etcd.endpoint(), "--listen", "off", "--name", "c1", "--state-dir"]);
+    command.arg(dir.join("state")).arg("--config").arg(config);
+    Ok(command)
+}
+
+fn target(dir: &Path, name: &str) -> String {
+    format!("[[target]]\nname = \"{name}\"\ndest = \"{}\"\nformat = \"json\"\n", dir.join(name).display())
+}
+
+#[test]
+fn a_consumer_is_ready_reloads_refuses_lives_and_stops_as_its_service_manager_is_told() -> Result<()> {
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    let (dir, config) = (dir.path(), dir.path().join("targets.toml"));
+    fs::write(&config, target(dir, "one"))?;
+    let mut command = consumer(&etcd, dir, &config)?;
+    let mut manager = Manager::of(&mut command, dir)?;
+    let mut program = Program::start("consumer", command)?;
+    manager.wait("READY=1")?;
+    manager.wait("STATUS=ready")?;
+    manager.wait("WATCHDOG=1")?;
+    fs::write(&config, target(dir, "one") + &target(dir, "two"))?;
+    program.signal(Signal::HUP)?;
+    manager.wait("RELOADING=1")?;
+    manager.wait("MONOTONIC_USEC=")?;
+    manager.wait("READY=1")?;
+    until("the new target is there", TIMEOUT, || Ok(dir.join("two").exists()))?;
+    fs::write(&config, "[[target]]\nname = 7\n")?;
+    program.signal(Signal::HUP)?;
+    manager.wait("READY=1")?;
+    let refused = program.wait_log("the new settings are refused", TIMEOUT)?;
+    assert!(refused.contains("line 2"), "{refused}");
+    program.signal(Signal::TERM)?;
+    manager.wait("STOPPING=1")?;
+    assert_eq!(program.wait(TIMEOUT)?.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn an_agent_is_ready_once_it_has_registered_and_outlives_sighup() -> Result<()> {
+    let (etcd, dir, _host) = (Etcd::start()?, tempfile::tempdir()?, DockerHost::local()?);
+    let mut command = Program::agent()?;
+    command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off", "--only-name", "^none$"]);
+    let mut manager = Manager::of(&mut command, dir.path())?;
+    let mut program = Program::start("agent", command)?;
+    manager.wait("READY=1")?;
+    manager.wait("WATCHDOG=1")?;
+    program.signal(Signal::HUP)?;
+    manager.wait("RELOADING=1")?;
+    manager.wait("READY=1")?;
+    manager.wait("WATCHDOG=1")?;
+    program.signal(Signal::TERM)?;
+    manager.wait("STOPPING=1")?;
+    assert_eq!(program.wait(TIMEOUT)?.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn the_units_that_ship_have_nothing_that_systemd_does_not_know() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for name in ["rollcall-agent", "rollcall-consumer"] {
+        let unit = format!("{name}.service");
+        let shipped = fs::read_to_string(tool::workspace().join("deploy/systemd").join(&unit))?;
+        // The program is not installed here.
+        let program = format!("/usr/local/bin/{name}");
+        assert!(shipped.contains(&program));
+        fs::write(dir.path().join(&unit), shipped.replace(&program, "/bin/true"))?;
+        let mut command = tool::command("systemd-analyze")?;
+        let output = command.args(["verify", "--man=no"]).arg(dir.path().join(&unit)).output()?;
+        let said = String::from_utf8(output.stderr).context("it speaks UTF-8")?;
+        let about_ours: Vec<&str> = said.lines().filter(|line| line.contains(&unit)).collect();
+        assert_eq!(about_ours, [""; 0]);
+        assert!(output.status.success(), "{said}");
+    }
+    Ok(())
+}
