@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::sink::file::notify::requests::RequestWriter;
 
 /// The name under which the readiness report has the claim, as the keeper calls it.
-const PART: &str = "claim";
+pub const PART: &str = "claim";
 /// How long a name that was refused is left alone, unless its record says that it may be free.
 const FIRST_RETRY_DELAY: Duration = Duration::from_secs(15);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);

@@ -10,7 +10,11 @@ use std::{
 use rollcall_shared::{
     codec::V1,
     keys::Keys,
-    model::{claim::Claim, consumer::ConsumerRecord, name::ConsumerName},
+    model::{
+        claim::Claim,
+        consumer::ConsumerRecord,
+        name::{ConsumerName, TargetName},
+    },
     process::{
         cli::Failure, health, readiness::Readiness, reload, reload::Reloads, service::ServiceManager,
         shutdown, telemetry, time,
@@ -23,7 +27,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use crate::{
-    claim::ConsumerClaim,
+    claim::{self, ConsumerClaim},
     config::{ConsumerSettings, Plan, Settings, TargetConfig},
     embedded::{self, Embedded},
     reload::Reloader,
@@ -34,7 +38,7 @@ use crate::{
     sink::file::{
         FileSink,
         dry_run::{self, Outcome, Preview},
-        notify::{nodes::NodeReports, requests::RequestWriter},
+        notify::{Notify, nodes::NodeReports, requests::RequestWriter},
     },
     state_dir::{StateDir, StateDirError},
     supervisor::Supervisor,
@@ -44,6 +48,8 @@ use crate::{
 
 /// The name under which the readiness report has the roll.
 const ROLL_PART: &str = "roll";
+/// How much longer than one attempt to notify may take it is waited for with `--once`.
+const ATTEMPT_MARGIN: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, or, with `--once` and `--dry-run`, until it is done.
 ///
@@ -57,6 +63,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let ConsumerSettings { name: _, config: _, state_dir, listen, once, dry_run, wait } = consumer;
     let stop = shutdown::on_signal().map_err(Failure::failed)?;
     let keys = etcd.prefix.clone();
+    // A single run does not give up before its own calls do.
+    let call_timeout = if once { etcd.dial_timeout + etcd.command_timeout } else { Duration::ZERO };
     let embedded = plan.embedded.then(|| Embedded::new(agent, lease, wait, &plan));
     let store: Arc<dyn Store> = match embedded {
         Some(_) => Arc::new(MemoryStore::new()),
@@ -68,7 +76,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         store,
         keys,
         lease,
-        wait,
+        wait: wait.max(call_timeout),
     };
     let opened =
         if dry_run { None } else { Some(Opened::open(&plan, state_dir, &consumer.readiness).await?) };
@@ -86,7 +94,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         (Some((selections, follower)), Some(opened)) => {
             let (targets, at_hand) = consumer.targets(&plan, selections, opened.sinks, &opened.state);
             if once {
-                consumer.once(at_hand).await
+                consumer.once(&plan.targets, at_hand).await
             } else {
                 let reloader = Reloader::new(settings, plan, opened.state, follower, targets);
                 consumer.work(at_hand, reloader, reloads).await
@@ -298,25 +306,31 @@ impl Consumer {
     }
 
     /// Has each target at work once; gives every failure, after all of them.
-    async fn once(&mut self, mut targets: Vec<Target>) -> Result<(), Failure> {
+    async fn once(&mut self, configs: &[TargetConfig], targets: Vec<Target>) -> Result<(), Failure> {
         let mut failures = Vec::new();
-        for target in &mut targets {
-            let (name, span) = (target.name().clone(), target_span(target.name()));
+        for (config, mut target) in configs.iter().zip(targets) {
+            let (name, span) = (&config.name, target_span(&config.name));
+            let attempt = config.file.notify.as_ref().and_then(Notify::timeout).unwrap_or_default();
             let done = tokio::select! {
                 // A target that is dropped half way through is as after a crash.
-                done = target.once(self.wait).instrument(span) => done,
+                done = target.once(self.wait.max(attempt + ATTEMPT_MARGIN)).instrument(span) => done,
                 ended = self.supervisor.watch() => {
                     let stopped = Failure::failed(format!("target {name}: asked to stop before it was done"));
                     return ended.and(Err(stopped));
                 }
             };
             if let Err(error) = done {
-                let conditions = self.readiness.conditions();
-                let more = conditions.reason(&format!("notify {name}")).map(|reason| format!(": {reason}"));
-                failures.push(format!("target {name}: {error}{}", more.unwrap_or_default()));
+                failures.push(format!("target {name}: {error}{}", self.reasons(name)));
             }
         }
         if failures.is_empty() { Ok(()) } else { Err(Failure::failed(failures.join("; "))) }
+    }
+
+    /// Why a target's notification may not have been acked.
+    fn reasons(&self, target: &TargetName) -> String {
+        let (conditions, notify) = (self.readiness.conditions(), format!("notify {target}"));
+        let parts = [claim::PART, "requests", "receivers", &notify];
+        parts.iter().filter_map(|part| conditions.reason(part)).map(|reason| format!(": {reason}")).collect()
     }
 }
 

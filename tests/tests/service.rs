@@ -121,3 +121,26 @@ fn the_units_that_ship_have_nothing_that_systemd_does_not_know() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn every_environment_variable_that_is_empty_counts_as_not_given() -> Result<()> {
+    for (command, args, expected) in [
+        (Program::agent as fn() -> Result<Command>, vec![], "--etcd (ETCDCTL_ENDPOINTS) is not given"),
+        (
+            Program::consumer,
+            vec!["--etcd", "http://127.0.0.1:1"],
+            "--config is not given: expected it, or --dest",
+        ),
+    ] {
+        let help = String::from_utf8(command()?.arg("--help").output()?.stdout)?;
+        let variables: Vec<&str> =
+            help.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next()).collect();
+        assert!(variables.len() > 20, "{help}");
+        let empty = variables.iter().map(|name| (*name, ""));
+        let output = command()?.args(args).envs(empty).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(output.status.code(), Some(2));
+    }
+    Ok(())
+}

@@ -61,8 +61,17 @@ impl Scene {
         let (config, dest) = (self.path("config.toml"), self.path("file"));
         let target = format!("name = \"web\"\ndest = \"{}\"", dest.display());
         fs::write(&config, format!("[[target]]\n{target}\n{rest}")).expect("a file");
-        let targets = crate::config::toml::read(&config).expect("targets");
-        Plan { consumer: "c1".parse().expect("a name"), targets, embedded: false, citus: false }
+        Plan {
+            consumer: "c1".parse().expect("a name"),
+            targets: self.configs(),
+            embedded: false,
+            citus: false,
+        }
+    }
+
+    /// The targets of the configuration that is there.
+    fn configs(&self) -> Vec<TargetConfig> {
+        crate::config::toml::read(&self.path("config.toml")).expect("targets")
     }
 
     fn consumer(&self) -> Consumer {
@@ -589,7 +598,7 @@ async fn once_is_done_with_the_ack_and_fails_without() {
     let scene = Scene::new();
     scene.put(1).await;
     let (mut consumer, targets) = scene.ready(&with_signal()).await;
-    let failed = consumer.once(targets).await.expect_err("nobody acks").to_string();
+    let failed = consumer.once(&scene.configs(), targets).await.expect_err("nobody acks").to_string();
     assert_eq!(
         failed,
         "target web: its notification was not acked within --wait (10s): waiting for a container to signal: \
@@ -602,11 +611,42 @@ async fn once_is_done_with_the_ack_and_fails_without() {
         let request = scene.request_after("h1", None).await;
         scene.ack("h1", &request, None).await;
     };
-    let (done, ()) = tokio::join!(consumer.once(targets), agent);
+    let configs = scene.configs();
+    let (done, ()) = tokio::join!(consumer.once(&configs, targets), agent);
     done.expect("it was acked");
     consumer.supervisor.end().await;
     let (mut consumer, targets) = scene.ready(&with_signal()).await;
-    consumer.once(targets).await.expect("there is nothing left to do");
+    consumer.once(&scene.configs(), targets).await.expect("there is nothing left to do");
+}
+
+#[tokio::test]
+async fn once_waits_for_a_command_as_long_as_that_may_take() {
+    let scene = Scene::new();
+    let notify = "format = \"json\"\nnotify = { command = \"sleep 0.3\", timeout = \"30s\" }";
+    let (mut consumer, targets) = scene.ready(notify).await;
+    consumer.wait = Duration::from_millis(50);
+    consumer.once(&scene.configs(), targets).await.expect("the command ends within its own time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_tells_of_every_target_that_failed_and_of_a_name_that_is_held() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let key = testing::keys().format(&Key::Consumer("c1".parse().expect("a name")));
+    let claim = Claim::new("another state folder".to_owned(), 60);
+    let record = ConsumerRecord { v: V1, claim, targets: BTreeMap::new() };
+    let lease = scene.store.grant(LEASE.ttl * 10).await.expect("a lease");
+    let put = [Op::Put { key, value: codec::encode(&record) }];
+    scene.store.commit(&put, Some(lease), None).await.expect("a claim");
+    let template = scene.path("list.j2");
+    fs::write(&template, "{{ nobody.there }}").expect("a file");
+    let more = format!("[[target]]\nname = \"b\"\ndest = \"{}\"\n", scene.path("b").display());
+    let more = format!("{}{more}template = \"{}\"\n", with_signal(), template.display());
+    let (mut consumer, targets) = scene.ready(&more).await;
+    let failed = consumer.once(&scene.configs(), targets).await.expect_err("both fail").to_string();
+    let (first, second) = failed.split_once("; target b: ").expect("both are named");
+    assert!(first.contains("not acked within") && first.contains("held by another state folder"), "{first}");
+    assert!(second.contains("line 1"), "{second}");
 }
 
 #[tokio::test(start_paused = true)]

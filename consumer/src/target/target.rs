@@ -193,8 +193,8 @@ impl Target {
     /// # Errors
     /// Why the target is not as the roll calls for.
     pub async fn once(&mut self, wait: Duration) -> Result<(), TargetError> {
-        let until = Instant::now() + wait;
         self.turn().await?;
+        let until = Instant::now() + wait;
         let settled_at = Instant::now() + RECEIVERS_DELAY;
         let was_complete = self.is_acked();
         while self.notifier.is_some() && !(self.is_acked() && (was_complete || Instant::now() >= settled_at))

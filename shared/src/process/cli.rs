@@ -1,9 +1,14 @@
 //! How our binaries begin and end: they parse their arguments, and exit with 0, with 1 where something failed, or with 2
 //! where a setting cannot work; then with one line that says why.
 
-use std::{error::Error, fmt, process::ExitCode};
+use std::{
+    error::Error,
+    ffi::{OsStr, OsString},
+    fmt,
+    process::ExitCode,
+};
 
-use clap::Parser;
+use clap::{Command, Parser};
 use regex::Regex;
 
 use super::{error::OneLine, setting::SettingError};
@@ -47,9 +52,11 @@ impl From<SettingError> for Failure {
 }
 
 /// Parses the arguments. Help and version are printed as they are; what cannot be parsed ends the process
-/// with one line and exit code 2.
+/// with one line and exit code 2. An empty environment variable counts as none: Compose passes `${NAME}` on as one.
 pub fn parse<C: Parser>() -> C {
-    match C::try_parse() {
+    let command = without_empty(C::command(), |name| std::env::var_os(name));
+    let parsed = command.try_get_matches().and_then(|mut matches| C::from_arg_matches_mut(&mut matches));
+    match parsed {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
@@ -57,6 +64,14 @@ pub fn parse<C: Parser>() -> C {
             std::process::exit(2);
         }
     }
+}
+
+/// The command without the environment variables that are empty.
+fn without_empty(command: Command, variable: impl Fn(&OsStr) -> Option<OsString>) -> Command {
+    command.mut_args(|arg| match arg.get_env().and_then(&variable) {
+        Some(value) if value.is_empty() => arg.env(None::<&str>),
+        _ => arg,
+    })
 }
 
 /// Prints why it failed, if it did, and gives the exit code.
@@ -104,6 +119,19 @@ mod tests {
     fn a_message_of_several_lines_becomes_one_without_the_usage() {
         let message = "error: invalid value 'x' for '--a':\n  bad\n\nUsage: a [OPTIONS]\n\nFor more information, try '--help'.\n";
         assert_eq!(without_usage(message), "invalid value 'x' for '--a': bad");
+    }
+
+    #[test]
+    fn an_empty_environment_variable_counts_as_none_and_others_do_not() {
+        let arg = |name: &'static str| clap::Arg::new(name).long(name).env(name);
+        let command = Command::new("test").args([arg("EMPTY"), arg("FULL"), arg("ABSENT")]);
+        let command = without_empty(command, |name| match name.to_str() {
+            Some("EMPTY") => Some(OsString::new()),
+            Some("FULL") => Some("value".into()),
+            _ => None,
+        });
+        let left: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()).collect();
+        assert_eq!(left, ["FULL", "ABSENT"]);
     }
 
     #[test]

@@ -40,6 +40,16 @@ pub enum Notify {
     },
 }
 
+impl Notify {
+    /// How long one attempt may take, where that is set.
+    pub fn timeout(&self) -> Option<Duration> {
+        match self {
+            Notify::Command { timeout, .. } => Some(*timeout),
+            Notify::Signal(_) | Notify::PidFile { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Notify {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
