@@ -12,18 +12,19 @@ use rollcall_shared::{
         name::{ConsumerName, NodeName, TargetId, TargetName},
         signal::SignalRequest,
     },
-    process::{backoff::Backoff, error::one_line, readiness::Part},
-    session::{Session, keeper::SessionHandle},
+    process::{backoff::Backoff, error::one_line, readiness::Part, time::sleep_until},
+    session::{Due, Refusals, Session, keeper::SessionHandle},
     store::{Op, Store, StoreError},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::signal::AllRequests;
 
 /// How long a session that is in doubt is waited for before the write is tried again.
 const DOUBT_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Addressed = BTreeMap<(TargetName, NodeName), SignalRequest>;
+/// Requests as the store has them, by key.
+type Values = BTreeMap<String, Vec<u8>>;
 
 /// Puts and deletes requests.
 #[derive(Debug)]
@@ -37,7 +38,9 @@ pub struct RequestWriter {
     /// What is to be requested.
     requests: watch::Receiver<AllRequests>,
     /// What was written, and under which session; nothing at first.
-    written: Option<(Session, Addressed)>,
+    written: Option<(Session, Values)>,
+    /// The requests that the store refuses.
+    refusals: Refusals,
     /// Its condition.
     part: Part,
 }
@@ -51,12 +54,13 @@ impl RequestWriter {
         requests: watch::Receiver<AllRequests>,
         part: Part,
     ) -> Self {
-        Self { store, keys, consumer, requests, written: None, part }
+        Self { store, keys, consumer, requests, written: None, refusals: Refusals::default(), part }
     }
 
     /// Runs for as long as the session is kept. It may be dropped, and run again with another handle.
     pub async fn run(&mut self, mut handle: SessionHandle) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut recoveries = self.store.recoveries();
         let mut was_held = false;
         loop {
             let Some(session) = handle.session() else {
@@ -70,22 +74,26 @@ impl RequestWriter {
             was_held = true;
             let known = self.written.clone().filter(|(last, _)| last.lease() == session.lease());
             let known = known.map(|(_, known)| known).unwrap_or_default();
-            let wanted = addressed(&self.requests.borrow_and_update());
-            let ops = self.plan(&known, &wanted);
-            if ops.is_empty() {
-                self.part.ready();
-                self.written = Some((session, known));
-                tokio::select! {
-                    // Both branches are cancel safe. Where no target signals anybody, there is no sender.
-                    Ok(()) = self.requests.changed() => {}
-                    () = handle.changed() => {}
+            let wanted = self.wanted();
+            let ops = match self.refusals.choose(plan(&known, &wanted), Instant::now()) {
+                Due::Now(ops) => ops,
+                Due::At(at) => {
+                    self.written = Some((session, known));
+                    self.wait(&mut handle, Some(at)).await;
+                    continue;
                 }
-                continue;
-            }
+                Due::Nothing => {
+                    self.part.ready();
+                    self.written = Some((session, known));
+                    self.wait(&mut handle, None).await;
+                    continue;
+                }
+            };
             match session.commit(&*self.store, &ops).await {
                 Ok(_) => {
                     backoff.reset();
-                    self.written = Some((session, wanted));
+                    self.refusals.taken(&ops);
+                    self.written = Some((session, written(known, ops)));
                 }
                 Err(StoreError::LeaseNotFound | StoreError::GuardFailed { .. }) => {
                     self.written = Some((session.clone(), known));
@@ -93,12 +101,18 @@ impl RequestWriter {
                     // Where the keeper finds nothing wrong, the session stays and the write is tried again.
                     let _ = tokio::time::timeout(DOUBT_TIMEOUT, handle.changed()).await;
                 }
+                Err(error) if Refusals::is_refusal(&error) => {
+                    self.written = Some((session, known));
+                    self.part.failed(one_line(&error));
+                    self.refusals.refused(&ops, error, Instant::now());
+                }
                 Err(error) => {
                     self.written = Some((session, known));
                     self.part.failed(one_line(&error));
                     tokio::select! {
-                        // Neither branch has taken anything when it is dropped.
+                        // No branch has taken anything when it is dropped.
                         () = tokio::time::sleep(backoff.next_delay()) => {}
+                        () = recoveries.next() => {}
                         () = handle.changed() => {}
                     }
                 }
@@ -106,24 +120,45 @@ impl RequestWriter {
         }
     }
 
-    /// The writes between what is there and what is wanted.
-    fn plan(&self, known: &Addressed, wanted: &Addressed) -> Vec<Op> {
-        let key = |(target, node): &(TargetName, NodeName)| {
+    /// Waits until something else is to be requested, the session changes, or that time has come.
+    async fn wait(&mut self, handle: &mut SessionHandle, until: Option<Instant>) {
+        tokio::select! {
+            // Every branch is cancel safe. Where no target signals anybody, there is no sender.
+            Ok(()) = self.requests.changed() => {}
+            () = handle.changed() => {}
+            () = sleep_until(until) => {}
+        }
+    }
+
+    /// What is to be in the store.
+    fn wanted(&mut self) -> Values {
+        let requests = self.requests.borrow_and_update();
+        let each = |(target, requests): (&TargetName, &super::delivery::Requests)| {
             let target = TargetId { consumer: self.consumer.clone(), target: target.clone() };
-            self.keys.format(&Key::Signal(node.clone(), target))
+            let value = |(node, request): (&NodeName, &SignalRequest)| {
+                (self.keys.format(&Key::Signal(node.clone(), target.clone())), codec::encode(request))
+            };
+            requests.iter().map(value).collect::<Vec<_>>()
         };
-        let puts = wanted.iter().filter(|(to, request)| known.get(*to) != Some(*request));
-        let puts = puts.map(|(to, request)| Op::Put { key: key(to), value: codec::encode(request) });
-        let gone = known.keys().filter(|to| !wanted.contains_key(*to));
-        puts.chain(gone.map(|to| Op::Delete { key: key(to) })).collect()
+        requests.iter().flat_map(each).collect()
     }
 }
 
-fn addressed(all: &AllRequests) -> Addressed {
-    let each = |(target, requests): (&TargetName, &super::delivery::Requests)| {
-        let addressed =
-            |(node, request): (&NodeName, &SignalRequest)| ((target.clone(), node.clone()), request.clone());
-        requests.iter().map(addressed).collect::<Vec<_>>()
-    };
-    all.iter().flat_map(each).collect()
+/// The writes between what is there and what is wanted.
+fn plan(known: &Values, wanted: &Values) -> Vec<Op> {
+    let puts = wanted.iter().filter(|(key, value)| known.get(*key) != Some(*value));
+    let puts = puts.map(|(key, value)| Op::Put { key: key.clone(), value: value.clone() });
+    let gone = known.keys().filter(|key| !wanted.contains_key(*key));
+    puts.chain(gone.map(|key| Op::Delete { key: key.clone() })).collect()
+}
+
+/// What is there after these writes.
+fn written(mut known: Values, ops: Vec<Op>) -> Values {
+    for op in ops {
+        match op {
+            Op::Put { key, value } => drop(known.insert(key, value)),
+            Op::Delete { key } => drop(known.remove(&key)),
+        }
+    }
+    known
 }
