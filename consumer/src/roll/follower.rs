@@ -172,7 +172,7 @@ impl Follower {
             let selection = match last {
                 Some(last) if last.borrow().is_of(&target.select, target.guard) => {
                     if matches!(target.file.content, Content::Template(_)) {
-                        last.send_modify(|_| {});
+                        last.send_modify(Selection::touch);
                     }
                     last
                 }

@@ -290,6 +290,11 @@ impl Selection {
         &self.select
     }
 
+    /// Has whoever shows it look at everything again, though no row has changed: what it is shown by may have.
+    pub fn touch(&mut self) {
+        self.step += 1;
+    }
+
     /// Counts what it was told; see [`Row::since`].
     pub fn step(&self) -> u64 {
         self.step

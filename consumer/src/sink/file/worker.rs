@@ -119,7 +119,7 @@ impl Worker {
         let was_changed = current.as_ref().is_some_and(|current| current.stamp != found);
         let next_change = verdict.next_change();
         let held = verdict.services.into_values().map(|hold| hold.reason).collect();
-        let is_same = changes.is_empty() && !was_changed && !self.renderer.reads_files();
+        let is_same = changes.is_empty() && !was_changed && step == self.shown;
         if let Some(current) = current.filter(|_| is_same) {
             let look_again = [next_change, self.renderer.next_look()].into_iter().flatten().min();
             return Ok(Made::Done(Applied::Unchanged(self.shown_again(current, held, look_again, step))));

@@ -101,11 +101,6 @@ impl Renderer {
         Self { target, content, named, blocks: BTreeMap::new(), hosts: Hosts::default() }
     }
 
-    /// Whether it reads files, which may have changed: a template, and what that includes.
-    pub fn reads_files(&self) -> bool {
-        matches!(self.content, Content::Template(_))
-    }
-
     /// Checks what can be checked before there is a roll: that a template can be read and parsed.
     ///
     /// # Errors
