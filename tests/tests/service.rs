@@ -1,7 +1,8 @@
 //! The programs as services: what they tell the service manager, what SIGHUP does, and the units that ship.
 
 use std::fs;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -119,6 +120,35 @@ fn the_units_that_ship_have_nothing_that_systemd_does_not_know() -> Result<()> {
         assert_eq!(about_ours, [""; 0]);
         assert!(output.status.success(), "{said}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_docker_socket_that_is_closed_to_the_process_is_told_with_what_opens_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let socket = dir.path().join("docker.sock");
+    let _listener = UnixListener::bind(&socket)?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o660))?;
+    let agent = Program::agent()?;
+    let mut command = tool::command("setpriv")?;
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(agent.get_program());
+    command.args([
+        "--etcd",
+        "http://127.0.0.1:1",
+        "--listen",
+        "off",
+        "--advertise",
+        "10.0.0.1",
+        "--wait",
+        "0s",
+    ]);
+    command.arg("--docker-host").arg(format!("unix://{}", socket.display()));
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("permission denied, as the socket belongs to group 0"), "{said}");
+    assert!(said.contains("--group-add 0") && said.contains("--user 0"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
     Ok(())
 }
 

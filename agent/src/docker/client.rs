@@ -2,6 +2,8 @@
 
 use std::{
     error::Error,
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,6 +15,7 @@ use hyper::Uri;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use hyperlocal::UnixConnector;
 use rollcall_shared::process::setting::SettingError;
+use rustix::fs::Access;
 
 use super::{
     engine::{DockerError, Engine},
@@ -51,6 +54,7 @@ impl Docker {
     /// A setting that cannot work, or an engine that does not answer.
     pub async fn connect(settings: &DockerSettings) -> Result<Self, DockerError> {
         let host = settings.docker_host.clone().unwrap_or_else(default_host);
+        check_socket(&host, settings)?;
         let spoken = Arc::new(Mutex::new(NEWEST_KNOWN));
         let api = versioned(client(&host, settings)?, spoken.clone());
         let docker = Self { api, host, wanted: settings.docker_api_version, spoken };
@@ -142,23 +146,44 @@ fn client(host: &str, settings: &DockerSettings) -> Result<Api, DockerError> {
         Some(("https", _)) => return Err(bad("--docker-tls-verify beside https://").into()),
         _ => return Err(bad("unix:///path or tcp://host:port").into()),
     };
-    connected.map_err(|error| match error {
-        // It may be there in a moment, when a host boots.
-        ApiError::SocketNotFoundError(_) => DockerError::Call {
-            host: host.to_owned(),
-            doing: "connecting",
-            source: "there is no such socket; is Docker running here?".into(),
-        },
-        error => SettingError::caused("--docker-host", format!("{host:?}"), error).into(),
-    })
+    connected.map_err(|error| SettingError::caused("--docker-host", format!("{host:?}"), error).into())
+}
+
+/// Says what to do about a socket that is not there or closed to us. Either may be otherwise in a moment, when a host
+/// boots.
+fn check_socket(host: &str, settings: &DockerSettings) -> Result<(), DockerError> {
+    let Some(path) = host.strip_prefix("unix://") else { return Ok(()) };
+    let failed = |problem: SocketProblem| {
+        Err(DockerError::Call { host: host.to_owned(), doing: "connecting", source: problem.into() })
+    };
+    match fs::metadata(path) {
+        Err(_) if settings.docker_host.is_some() => failed(SocketProblem::Missing(path.to_owned())),
+        Err(_) => failed(SocketProblem::Missing(SOCKETS.join(" or "))),
+        Ok(found) if rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK).is_err() => {
+            failed(SocketProblem::Closed { group: found.gid() })
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// What is wrong with Docker's socket, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+enum SocketProblem {
+    #[error(
+        "there is no socket {0}: expected Docker to run here, or in a container its socket to be mounted \
+         (-v /var/run/docker.sock:/var/run/docker.sock), or --docker-host"
+    )]
+    Missing(String),
+    #[error(
+        "permission denied, as the socket belongs to group {group}: expected this process to have that group \
+         (--group-add {group} in a container), or to be root (--user 0)"
+    )]
+    Closed { group: u32 },
 }
 
 /// As bollard's own, but keeps the connection: it makes one for each request, and Docker takes some 0.2 ms longer to
 /// answer on a new one.
 fn connect_with_unix(path: &str, timeout: u64, version: &ClientVersion) -> Result<Api, ApiError> {
-    if !Path::new(path).exists() {
-        return Err(ApiError::SocketNotFoundError(path.to_owned()));
-    }
     let address = Uri::from(hyperlocal::Uri::new(path, "/")).to_string();
     let mut client = Client::builder(TokioExecutor::new());
     let client = client.pool_max_idle_per_host(1).build(UnixConnector);

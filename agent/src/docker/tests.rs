@@ -147,7 +147,7 @@ async fn an_address_that_cannot_work_is_a_setting_and_a_socket_that_is_not_there
     let settings = Cli::parse_from(["agent", "--docker-host", "unix:///none.sock"]).docker;
     let error = Docker::connect(&settings).await.expect_err("there is none");
     assert!(matches!(error, DockerError::Call { .. }));
-    assert!(one_line(&error).contains("unix:///none.sock: connecting: there is no such socket"), "{error}");
+    assert!(one_line(&error).contains("there is no socket /none.sock: expected Docker to run"), "{error}");
 }
 
 #[tokio::test]

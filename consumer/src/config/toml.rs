@@ -59,6 +59,9 @@ enum FileError {
     Setting(#[from] SettingError),
 }
 
+/// What is wrong with `[target]`, in place of the parser's "invalid type: map, expected a sequence".
+const ONE_TARGET: &str = "expected [[target]], in two brackets, as there may be several";
+
 impl FileError {
     /// Shows no more of a line than this many characters.
     const MAX_SHOWN: usize = 120;
@@ -69,6 +72,7 @@ impl FileError {
         let before = &text.as_bytes()[..span.start.min(text.len())];
         let lines_before = before.iter().filter(|byte| **byte == b'\n').count();
         let line = text.lines().nth(lines_before).unwrap_or_default().trim();
+        let reason = if line == "[target]" { ONE_TARGET.to_owned() } else { reason };
         let line = line.chars().take(Self::MAX_SHOWN).collect();
         FileError::Line { number: lines_before + 1, line, reason }
     }
@@ -393,6 +397,8 @@ signal = "USR1"
         }
         let error = targets("[[target]]\ndest = \"/x\"\n").map(drop).expect_err("it has no name");
         assert!(error.starts_with("line 1, \"[[target]]\": missing field `name`"), "{error}");
+        let error = targets("[target]\nname = \"web\"\n").map(drop).expect_err("it is a list");
+        assert_eq!(error, format!("line 1, \"[target]\": {ONE_TARGET}"));
     }
 
     #[test]

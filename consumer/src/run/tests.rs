@@ -310,8 +310,11 @@ async fn a_receiver_that_refuses_is_named_and_signalled_as_soon_as_it_is_allowed
     let running = scene.start(&with_signal()).await;
     running.is_not_ready("notify web", "node h1 refuses: container proxy allows no HUP").await;
     assert_eq!(scene.request("h1").await, None);
+    pass().await;
     scene.receivers("h1", &[(1, None)]).await;
+    let mended = tokio::time::Instant::now();
     let request = scene.request_after("h1", None).await;
+    assert!(mended.elapsed() < Duration::from_millis(100), "{:?}", mended.elapsed());
     scene.ack("h1", &request, None).await;
     running.is_ready().await;
 }

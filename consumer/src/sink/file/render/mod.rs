@@ -2,6 +2,7 @@
 
 mod block;
 pub mod format;
+mod go;
 pub mod hosts;
 pub mod renderer;
 mod template;

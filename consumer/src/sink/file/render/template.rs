@@ -8,12 +8,16 @@ use rollcall_shared::model::name::{ServiceName, TargetName};
 use super::{
     RenderError,
     block::{Block, Body},
+    go,
     view::View,
 };
 use crate::roll::Row;
 
 /// How many steps a template may take: some seconds' worth, and more than ten times what a roll of 100,000 needs.
 const MAX_STEPS: u64 = 50_000_000;
+
+const GO_TEMPLATE: &str = "this is a Go template, and Rollcall's are in Jinja's language: expected {% for %} and \
+                           {{ name }}, see the README";
 
 /// The name of the user's template within its environment; no included file can have it.
 const MAIN: &str = "/";
@@ -52,6 +56,10 @@ pub(super) fn fill(
 fn environment(path: &Path) -> Result<Environment<'static>, RenderError> {
     let source =
         fs::read_to_string(path).map_err(|source| RenderError::Read { path: path.to_owned(), source })?;
+    if let Some(line) = go::line_of_tag(&source) {
+        let reason = format!("line {line}: {GO_TEMPLATE}");
+        return Err(RenderError::Template { path: path.to_owned(), reason });
+    }
     let mut environment = Environment::new();
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_undefined_behavior(UndefinedBehavior::Strict);

@@ -335,3 +335,12 @@ proptest! {
         prop_assert_eq!(json.as_array().expect("an array").len(), 1);
     }
 }
+
+#[test]
+fn a_go_template_is_refused_with_a_word_that_helps() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("list.tmpl");
+    std::fs::write(&path, "{{ range .Containers }}x{{ end }}").expect("a file");
+    let error = renderer(Content::Template(path), &[]).check().expect_err("it is another language");
+    assert!(one_line(&error).contains("line 1: this is a Go template"), "{}", one_line(&error));
+}
