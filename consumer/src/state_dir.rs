@@ -144,8 +144,9 @@ impl StateDir {
     fn restore(&self) -> io::Result<()> {
         let (_, lock) = keep_id(&self.path, Some(&self.id))?;
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
-        let path = self.path.display();
-        tracing::warn!(%path, "the state folder was removed: made it again");
+        // As a text, so that it is escaped in the log.
+        let path = &*self.path.display().to_string();
+        tracing::warn!(path, "the state folder was removed: made it again");
         Ok(())
     }
 

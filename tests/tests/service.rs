@@ -1,6 +1,7 @@
 //! The programs as services: what they tell the service manager, what SIGHUP does, and the units that ship.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rollcall_tests::{DockerHost, Etcd, Program, tool, until};
+use rollcall_tests::{DockerHost, Etcd, Program, http, port, tool, until};
 use rustix::process::Signal;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -45,11 +46,13 @@ impl Manager {
     }
 }
 
-fn consumer(etcd: &Etcd, dir: &Path, config: &Path) -> Result<Command> {
+/// A consumer of the file `targets.toml` of a folder, and where it says whether it is ready.
+fn consumer(etcd: &Etcd, dir: &Path) -> Result<(Command, String)> {
+    let listen = format!("127.0.0.1:{}", port::free(Ipv4Addr::LOCALHOST.into())?);
     let mut command = Program::consumer()?;
-    command.args(["--etcd", &etcd.endpoint(), "--listen", "off", "--name", "c1", "--state-dir"]);
-    command.arg(dir.join("state")).arg("--config").arg(config);
-    Ok(command)
+    command.args(["--etcd", &etcd.endpoint(), "--listen", &listen, "--name", "c1", "--state-dir"]);
+    command.arg(dir.join("state")).arg("--config").arg(dir.join("targets.toml"));
+    Ok((command, format!("http://{listen}/readyz")))
 }
 
 fn target(dir: &Path, name: &str) -> String {
@@ -61,7 +64,7 @@ fn a_consumer_is_ready_reloads_refuses_lives_and_stops_as_its_service_manager_is
     let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
     let (dir, config) = (dir.path(), dir.path().join("targets.toml"));
     fs::write(&config, target(dir, "one"))?;
-    let mut command = consumer(&etcd, dir, &config)?;
+    let (mut command, readyz) = consumer(&etcd, dir)?;
     let mut manager = Manager::of(&mut command, dir)?;
     let mut program = Program::start("consumer", command)?;
     manager.wait("READY=1")?;
@@ -78,9 +81,41 @@ fn a_consumer_is_ready_reloads_refuses_lives_and_stops_as_its_service_manager_is
     manager.wait("READY=1")?;
     let refused = program.wait_log("the new settings are refused", TIMEOUT)?;
     assert!(refused.contains("line 2"), "{refused}");
+    let noted = || Ok(http::get(&readyz)?.body.contains("a reload was refused"));
+    until("the refusal is noted", TIMEOUT, noted)?;
+    assert_eq!(http::get(&readyz)?.status, 200, "what runs works");
+    fs::write(&config, target(dir, "one"))?;
+    program.signal(Signal::HUP)?;
+    until("the refusal is forgotten", TIMEOUT, || Ok(!noted()?))?;
     program.signal(Signal::TERM)?;
     manager.wait("STOPPING=1")?;
     assert_eq!(program.wait(TIMEOUT)?.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn a_state_folder_that_is_read_only_or_full_keeps_no_file_from_being_written_and_is_reported() -> Result<()> {
+    for mount in [
+        "mount --bind state state && mount -o remount,ro,bind state",
+        "mount -t tmpfs -o nr_inodes=1 none state",
+    ] {
+        let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+        let dir = dir.path();
+        fs::create_dir(dir.join("state"))?;
+        fs::write(dir.join("targets.toml"), target(dir, "one"))?;
+        let (consumer, readyz) = consumer(&etcd, dir)?;
+        let mut command = tool::command("unshare")?;
+        command.args(["--mount", "sh", "-c", &format!("{mount} && exec \"$@\""), "sh"]);
+        command.arg(consumer.get_program()).args(consumer.get_args()).current_dir(dir);
+        let mut program = Program::start("consumer", command)?;
+        until("it is reported", TIMEOUT, || {
+            let answer = http::get(&readyz)?;
+            Ok(answer.status == 503 && answer.body.contains("cannot write --state-dir"))
+        })?;
+        until("its file is there", TIMEOUT, || Ok(dir.join("one").exists()))?;
+        program.wait_log("claimed the name", TIMEOUT)?;
+        assert_eq!(program.terminate(TIMEOUT)?.code(), Some(0));
+    }
     Ok(())
 }
 
