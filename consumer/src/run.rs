@@ -306,9 +306,10 @@ impl Consumer {
     }
 
     /// Has each target at work once; gives every failure, after all of them.
-    async fn once(&mut self, configs: &[TargetConfig], targets: Vec<Target>) -> Result<(), Failure> {
+    async fn once(&mut self, configs: &[TargetConfig], mut targets: Vec<Target>) -> Result<(), Failure> {
         let mut failures = Vec::new();
-        for (config, mut target) in configs.iter().zip(targets) {
+        // They are kept until the end: a notifier ends with its target, which counts as unasked.
+        for (config, target) in configs.iter().zip(&mut targets) {
             let (name, span) = (&config.name, target_span(&config.name));
             let attempt = config.file.notify.as_ref().and_then(Notify::timeout).unwrap_or_default();
             let done = tokio::select! {

@@ -175,7 +175,7 @@ impl Targets {
                 return NotifierHandle { orders, notifications: notified };
             }
             Notify::PidFile { pid_file, signal, process } => {
-                Attempt::PidFile(PidFileNotifier { pid_file, signal, process })
+                Attempt::PidFile(Arc::new(PidFileNotifier { pid_file, signal, process }))
             }
             Notify::Command { command, timeout } => {
                 Attempt::Command(CommandNotifier { command, dest: config.file.dest.clone(), timeout })

@@ -447,6 +447,47 @@ async fn under_a_new_session_what_is_still_due_is_requested_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_makes_each_part_that_needs_it_unready_until_it_is_back() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let request = scene.request_after("h1", None).await;
+    scene.ack("h1", &request, None).await;
+    running.is_ready().await;
+    scene.no_request("h1").await;
+    scene.store.set_down(true);
+    for part in ["roll", "claim", "watch of the claim", "receivers", "acks of h1"] {
+        running.is_not_ready(part, "").await;
+    }
+    assert_eq!(scene.file(), "10.0.0.1 8001\n");
+    scene.store.set_down(false);
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_goes_or_a_node_that_refuses_another_target_leaves_nobody_unready() {
+    let scene = Scene::new();
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let request = scene.request_after("h1", None).await;
+    scene.ack("h1", &request, None).await;
+    running.is_ready().await;
+    // Another consumer's target, on a host whose labels are nothing of ours.
+    let other = TargetId { consumer: "c2".parse().expect("a name"), ..target_id() };
+    let refused = Receiver {
+        incarnation: incarnation(9),
+        name: "theirs".parse().expect("a name"),
+        refused: Some("container theirs allows no HUP".to_owned()),
+    };
+    let receivers = Receivers { v: V1, receivers: vec![refused] };
+    scene.write(Key::Receivers(name("h2"), other), codec::encode(&receivers)).await;
+    pass().await;
+    running.is_ready().await;
+    assert!(running.reason("notify web").is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_consumer_that_signals_nobody_goes_on() {
     let scene = Scene::new();
     let mut running = scene.start("format = \"citus-workers\"").await;
@@ -647,7 +688,7 @@ async fn once_tells_of_every_target_that_failed_and_of_a_name_that_is_held() {
     let more = format!("{}{more}template = \"{}\"\n", with_signal(), template.display());
     let (mut consumer, targets) = scene.ready(&more).await;
     let failed = consumer.once(&scene.configs(), targets).await.expect_err("both fail").to_string();
-    let (first, second) = failed.split_once("; target b: ").expect("both are named");
+    let (first, second) = failed.split_once("; target b: ").unwrap_or_else(|| panic!("{failed}"));
     assert!(first.contains("not acked within") && first.contains("held by another state folder"), "{first}");
     assert!(second.contains("line 1"), "{second}");
 }

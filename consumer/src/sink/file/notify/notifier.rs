@@ -1,6 +1,6 @@
 //! A target's notifier: it takes orders, one for each change, and tells who has taken them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rollcall_shared::{
     model::signal::Incarnation,
@@ -46,7 +46,7 @@ pub struct NotifierHandle {
 #[derive(Debug)]
 pub enum Attempt {
     /// A signal to a process of this host.
-    PidFile(PidFileNotifier),
+    PidFile(Arc<PidFileNotifier>),
     /// A command.
     Command(CommandNotifier),
 }
@@ -57,7 +57,12 @@ pub type AttemptError = Box<dyn std::error::Error + Send + Sync>;
 impl Attempt {
     async fn run(&self) -> Result<(), AttemptError> {
         match self {
-            Attempt::PidFile(pid_file) => Ok(pid_file.attempt()?),
+            Attempt::PidFile(pid_file) => {
+                // A file system that hangs is to hold nothing else up.
+                let pid_file = pid_file.clone();
+                let attempt = tokio::task::spawn_blocking(move || pid_file.attempt());
+                Ok(attempt.await.expect("reading a pid file does not panic")?)
+            }
             Attempt::Command(command) => Ok(command.attempt().await?),
         }
     }
