@@ -22,6 +22,8 @@ pub const BASE: &str = "debian:bookworm-slim";
 /// nginx from Debian, laid out as its official image: `/etc/nginx/conf.d/*.conf`, logs on stdout and stderr,
 /// no site.
 pub const NGINX: &str = "rollcall-test-nginx";
+/// nginx and HAProxy as Debian installs them on a host, without services that are started.
+pub const PROXIES: &str = "rollcall-test-proxies";
 /// PostgreSQL from Debian, without its compiler of queries (half of its size): data and configuration in
 /// `/var/lib/postgresql/data`, everyone trusted, logs on stderr.
 pub const POSTGRES: &str = "rollcall-test-postgres";
@@ -43,6 +45,13 @@ RUN apt-get update -qq \
 EXPOSE 80
 STOPSIGNAL SIGQUIT
 CMD ["nginx", "-g", "daemon off;"]
+"#;
+
+const PROXIES_RECIPE: &str = r#"FROM debian:bookworm-slim
+RUN apt-get update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light haproxy \
+ && rm -rf /var/lib/apt/lists/*
+CMD ["sleep", "infinity"]
 "#;
 
 const POSTGRES_RECIPE: &str = r#"FROM debian:bookworm-slim
@@ -85,6 +94,15 @@ pub fn base() -> Result<&'static str> {
 pub fn nginx() -> Result<&'static str> {
     once(|| on_base(NGINX, NGINX_RECIPE))?;
     Ok(NGINX)
+}
+
+/// Makes sure of the image with nginx and HAProxy, and gives its name.
+///
+/// # Errors
+/// It cannot be built.
+pub fn proxies() -> Result<&'static str> {
+    once(|| on_base(PROXIES, PROXIES_RECIPE))?;
+    Ok(PROXIES)
 }
 
 /// Makes sure of the PostgreSQL image, and gives its name.

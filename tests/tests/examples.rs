@@ -1,0 +1,169 @@
+//! What deploy/examples has works with the programs that it is for, as Debian installs them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rollcall_tests::{Container, DockerHost, Etcd, image, program, tool};
+
+/// What the unit lets the consumer write, and lets root do: deploy/systemd/rollcall-consumer.service.
+const UNIT: [&str; 15] = [
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--tmpfs=/var/lib/rollcall",
+    "--tmpfs=/etc/nginx/conf.d",
+    "--tmpfs=/etc/citus",
+    "--cap-drop=ALL",
+    "--cap-add=CHOWN",
+    "--cap-add=DAC_OVERRIDE",
+    "--cap-add=FOWNER",
+    "--cap-add=FSETID",
+    "--cap-add=KILL",
+    "--cap-add=NET_BIND_SERVICE",
+    "--security-opt=no-new-privileges",
+    "--volume=/etc/haproxy",
+    "--init",
+];
+
+fn examples() -> PathBuf {
+    tool::workspace().join("deploy/examples")
+}
+
+/// A host with nginx, HAProxy, the consumer and the examples.
+fn host(options: &[&str]) -> Result<Container> {
+    let volumes = [
+        format!("--volume={}:/etc/rollcall:ro", examples().display()),
+        format!("--volume={}:/usr/local/bin:ro", program::built()?.display()),
+    ];
+    let volumes = volumes.each_ref().map(String::as_str);
+    let rest = ["--network=host", image::proxies()?, "sleep", "600"];
+    DockerHost::local()?.run(&[&volumes[..], options, &rest[..]].concat())
+}
+
+/// Registers an instance of each service that the examples select.
+fn register(etcd: &Etcd) -> Result<()> {
+    for (number, service) in ["web", "api", "hello"].into_iter().enumerate() {
+        let id = format!("{number:012x}");
+        let value = serde_json::json!({
+            "v": 1, "service": service, "container": service, "id": id, "image": "x",
+            "address": "10.0.0.1", "port": 8080 + number, "protocol": "tcp", "container_port": 5432,
+            "status": "passing", "started_at": "2026-01-01T00:00:00Z", "tags": ["web"],
+            "labels": {"com.citusdata.role": "Worker"},
+        });
+        etcd.ctl().put(&format!("/rollcall/instances/h1/{id}/5432-tcp"), &value.to_string())?;
+    }
+    Ok(())
+}
+
+/// Runs a shell's command in a container; gives its exit code and what it said.
+fn shell(host: &Container, command: &str) -> Result<(i32, String)> {
+    let said = host.exec(&["sh", "-c", &format!("({command}) 2>&1; code=$?; echo; echo $code")])?;
+    let (said, code) = said.rsplit_once('\n').context("it has an exit code")?;
+    Ok((code.parse()?, said.to_owned()))
+}
+
+fn consumer(etcd: &Etcd, example: &str, option: &str) -> String {
+    let etcd = etcd.endpoint();
+    format!("rollcall-consumer --etcd {etcd} --listen off --config /etc/rollcall/{example} {option}")
+}
+
+#[test]
+fn every_example_is_rendered_and_checked_by_its_own_program_under_the_units_restrictions() -> Result<()> {
+    let etcd = Etcd::start()?;
+    register(&etcd)?;
+    let host = host(&UNIT)?;
+    let mut seen = 0;
+    for entry in fs::read_dir(examples())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !name.ends_with(".toml") {
+            continue;
+        }
+        seen += 1;
+        let (code, said) = shell(&host, &consumer(&etcd, &name, "--dry-run"))?;
+        assert_eq!(code, 2, "{name}: {said}");
+        assert!(said.contains("10.0.0.1"), "{name}: {said}");
+    }
+    assert!(seen >= 5, "they are somewhere else");
+    // The checks are no formality.
+    for (check, bad) in [
+        ("/etc/rollcall/nginx-check $f /etc/nginx/conf.d/rollcall.conf", "upstream web {"),
+        ("haproxy -c -q -f /etc/haproxy/haproxy.cfg -f $f", "backend web\\n server"),
+    ] {
+        let (code, said) = shell(&host, &format!("f=/tmp/.bad.cfg; printf '{bad}\\n' >$f; {check}"))?;
+        assert_ne!(code, 0, "{check}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_nginx_of_the_host_is_reloaded_by_its_pid_file() -> Result<()> {
+    let etcd = Etcd::start()?;
+    register(&etcd)?;
+    let host = host(&[])?;
+    let (code, said) =
+        shell(&host, "rm /etc/nginx/sites-enabled/default; nginx -g 'error_log /tmp/log notice;'")?;
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = shell(&host, &consumer(&etcd, "nginx-host.toml", "--once"))?;
+    assert_eq!(code, 0, "{said}");
+    let waited = "for i in $(seq 100); do grep -q reconfiguring /tmp/log && exit 0; sleep 0.1; done; exit 1";
+    let (code, said) = shell(&host, waited)?;
+    assert_eq!(code, 0, "{said}");
+    Ok(())
+}
+
+#[test]
+fn the_check_of_nginx_sees_the_whole_configuration_and_leaves_the_host_as_it_was() -> Result<()> {
+    let host = host(&[])?;
+    let own = "proxy_cache_path /var/cache/one keys_zone=one:1m; proxy_cache_path /var/cache/two keys_zone=two:1m;\n\
+               upstream api { server 10.0.0.1:1; }\n\
+               server { listen 8080; access_log /var/log/nginx/own.log; proxy_temp_path /var/cache/temp; }\n";
+    shell(
+        &host,
+        &format!(
+            "printf '%s' '{own}' >/etc/nginx/conf.d/own.conf; echo old >/etc/nginx/conf.d/rollcall.conf"
+        ),
+    )?;
+    let state = || -> Result<BTreeSet<String>> {
+        let (_, found) = shell(&host, "find /etc/* /run /var -printf '%p %u %g %m %s %t\\n'")?;
+        Ok(found.lines().map(str::to_owned).collect())
+    };
+    let before = state()?;
+    let check = |file: &str| {
+        let command = "/etc/rollcall/nginx-check /tmp/.new.conf /etc/nginx/conf.d/rollcall.conf";
+        shell(&host, &format!("printf '%s' '{file}' >/tmp/.new.conf; {command}"))
+    };
+    let (code, said) = check("upstream web { server 10.0.0.1:1; }")?;
+    assert_eq!((code, said.trim()), (0, ""));
+    for (file, expected) in [
+        ("upstream web {", "unexpected end of file"),
+        (
+            "upstream Api { server 10.0.0.1:1; }",
+            "duplicate upstream \"Api\" in /etc/nginx/conf.d/rollcall.conf:1",
+        ),
+        ("proxy_cache three;", "\"proxy_cache\" zone \"three\" is unknown"),
+    ] {
+        let (code, said) = check(file)?;
+        assert!(code == 1 && said.contains(expected), "{file}: {code}: {said}");
+    }
+    let after = state()?;
+    assert_eq!(after.symmetric_difference(&before).collect::<Vec<_>>(), [""; 0]);
+    assert_eq!(shell(&host, "ls -A /tmp")?.1.trim(), ".new.conf", "it clears what it made");
+    Ok(())
+}
+
+#[test]
+fn a_mounted_file_that_nothing_can_be_staged_for_is_refused_at_the_start() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    fs::write(dir.path().join("list"), "old\n")?;
+    let list = format!("--volume={}:/etc/list", dir.path().join("list").display());
+    let command = "rollcall-consumer --etcd http://127.0.0.1:1 --listen off --dest /etc/list --format json --once \
+                   --state-dir /state --wait 100ms";
+    let (code, said) = shell(&host(&["--read-only", "--tmpfs=/state", &list])?, command)?;
+    assert_eq!(code, 2, "{said}");
+    let expected = "dest is /etc/list: expected permission to write in /etc or, to stage it there, in /tmp";
+    assert!(said.contains(expected), "{said}");
+    let (code, said) = shell(&host(&["--read-only", "--tmpfs=/state", "--tmpfs=/tmp", &list])?, command)?;
+    assert!(code == 1 && said.contains("http://127.0.0.1:1"), "there is only no etcd: {code}: {said}");
+    Ok(())
+}
