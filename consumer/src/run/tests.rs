@@ -853,6 +853,34 @@ async fn a_dry_run_counts_the_loss_guard_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backup_that_cannot_be_kept_is_noted_and_the_file_is_installed() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let blocked = scene.path("blocked");
+    fs::write(&blocked, "a file is no folder").expect("a file");
+    let running =
+        scene.start(&format!("format = \"citus-workers\"\nbackups = {{ dir = {blocked:?} }}")).await;
+    scene.file_has("10.0.0.1 8001").await;
+    scene.put(2).await;
+    scene.file_has("10.0.0.2 8002").await;
+    let noted =
+        async || running.condition("target web").contains("cannot make the backup folder").then_some(());
+    until(noted).await;
+    running.is_ready().await;
+}
+
+#[tokio::test]
+async fn a_command_that_is_under_way_at_the_stop_is_waited_for() {
+    let scene = Scene::new();
+    let (begun, done) = (scene.path("begun"), scene.path("done"));
+    let command = format!("sh -c 'touch {}; sleep 0.5; touch {}'", begun.display(), done.display());
+    let running = scene.start(&format!("format = \"json\"\nnotify = {{ command = {command:?} }}")).await;
+    until(async || begun.exists().then_some(())).await;
+    running.consumer.supervisor.end().await;
+    assert!(done.exists(), "it was broken off");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_linked_destination_is_written_through_its_link() {
     let scene = Scene::new();
     scene.put(1).await;
