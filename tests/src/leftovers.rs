@@ -25,8 +25,8 @@ pub(crate) fn prefix() -> String {
     format!("rollcall-{}-", process::id())
 }
 
-/// The label of every container of this run.
-pub(crate) fn label() -> String {
+/// The label of every container of this run: `name=value`.
+pub fn label() -> String {
     format!("{LABEL}={}", process::id())
 }
 

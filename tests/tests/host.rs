@@ -4,7 +4,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rollcall_tests::{Bridge, Container, DockerHost, Etcd, Program, http, image, port, tool, until};
+use rollcall_tests::{
+    Bridge, Container, DockerHost, Etcd, Program, http, image, leftovers, port, tool, until,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -166,5 +168,146 @@ fn whatever_an_engine_does_when_it_restarts_is_registered_within_a_refresh() -> 
         })?;
         assert_eq!(registered()?, if flags.is_empty() { 2 } else { 3 }, "{flags:?}");
     }
+    Ok(())
+}
+
+/// A container with a label of 2 MiB and one of 5,000 ports, removed when dropped. The docker CLI takes no such label.
+struct Greedy<'h> {
+    host: &'h DockerHost,
+    id: String,
+}
+
+impl<'h> Greedy<'h> {
+    fn start(host: &'h DockerHost, name: &str) -> Result<Self> {
+        let ports: Vec<String> = (1..=5000).map(|port| port.to_string()).collect();
+        let label = leftovers::label();
+        let (mark, owner) = label.split_once('=').context("a label")?;
+        let body = serde_json::json!({ "Image": image::worker()?, "Env": ["PORT=4798"],
+            "HostConfig": { "NetworkMode": "host" },
+            "Labels": { mark: owner, "rollcall.note": "x".repeat(2 << 20), "rollcall.port": ports.join(",") } });
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(&file, body.to_string())?;
+        let mut curl = tool::command("curl")?;
+        curl.args(["--silent", "--fail-with-body", "--unix-socket"]).arg(host.socket());
+        curl.args(["--header", "Content-Type: application/json", "--data-binary"]);
+        curl.arg(format!("@{}", file.path().display()));
+        let created = tool::run(curl.arg(format!("http://docker/containers/create?name={name}")))?;
+        let created: serde_json::Value = serde_json::from_str(&created)?;
+        let greedy = Self { host, id: created["Id"].as_str().context("an ID")?.to_owned() };
+        host.docker(&["start", &greedy.id])?;
+        Ok(greedy)
+    }
+}
+
+impl Drop for Greedy<'_> {
+    fn drop(&mut self) {
+        // Whatever stays is cleared by the next run.
+        let _ = self.host.docker(&["rm", "--force", &self.id]);
+    }
+}
+
+#[test]
+fn a_greedy_container_is_named_everywhere_and_every_other_one_goes_on() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let greedy = Greedy::start(&host, "host-greedy-1")?;
+    let listen = format!("127.0.0.1:{}", port::free([127, 0, 0, 1].into())?);
+    let flags = ["--advertise", "10.9.8.7", "--listen", &listen];
+    let mut agent = start(agent(&etcd, &host, "host-greedy", &flags)?)?;
+    let other = worker(&host, "host-greedy-2", &["--publish", "80"])?;
+    until("the other is registered", TIMEOUT, || Ok(field(&etcd, &other, "status")?.is_some()))?;
+    agent.wait_log("4872 ports from 129/tcp on: expected 128 or fewer", TIMEOUT)?;
+    agent.wait_log("label rollcall.note has 2097152 bytes", TIMEOUT)?;
+    let ready = until("it is ready", TIMEOUT, || {
+        let ready = http::get(&format!("http://{listen}/readyz"))?;
+        Ok((ready.status == 200).then_some(ready.body))
+    })?;
+    assert!(ready.contains("ok; container host-greedy-1: "), "{ready}");
+    let metrics = http::get(&format!("http://{listen}/metrics"))?.body;
+    assert!(metrics.contains("rollcall_agent_omissions{reason=\"too_large\"} 3"), "{metrics}");
+    let keys = etcd.ctl().keys(&format!("{INSTANCES}{}/", &greedy.id[..12]))?;
+    assert_eq!(keys.len(), 128);
+    let log = agent.log();
+    assert_eq!(log.lines().filter(|line| line.contains("4872 ports")).count(), 1 + 1, "and in its condition");
+    assert!(log.len() < 1 << 20, "{} bytes of log", log.len());
+    Ok(())
+}
+
+/// Signals the worker through the store, as a consumer would, and waits for the ack.
+fn signal(etcd: &Etcd, worker: &Container, name: &str) -> Result<()> {
+    let delivery = serde_json::json!({ "signal": "HUP", "to": { "container": name } });
+    let consumer = serde_json::json!({ "v": 1, "owner": "x", "holder": "y", "host": "z", "version": "0",
+        "started_at": "2026-01-02T03:04:05Z", "ttl_seconds": 60, "targets": { "web": { "delivery": delivery } } });
+    etcd.ctl().put("/rollcall/consumers/c1", &consumer.to_string())?;
+    let started_at = field(etcd, worker, "started_at")?.context("it is registered")?;
+    let request = serde_json::json!({ "v": 1, "generation": 7, "signal": "HUP",
+        "receivers": [{ "container": worker.short_id(), "started_at": started_at, "attempt": 1 }] });
+    etcd.ctl().put("/rollcall/signals/h1/c1/web", &request.to_string())?;
+    let acks = until("it is answered", TIMEOUT, || etcd.ctl().get("/rollcall/acks/h1/c1/web"))?;
+    assert!(!acks.contains("failure"), "{acks}");
+    Ok(())
+}
+
+#[test]
+fn docker_still_restarts_what_is_signalled_in_the_hosts_namespace_and_otherwise_it_is_warned_of() -> Result<()>
+{
+    const WARNING: &str = "Docker forgets to restart it after a signal through its API";
+    for is_apart in [false, true] {
+        let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+        let flags = ["--publish", "80", "--restart", "unless-stopped", "--label", "rollcall.signal=HUP"];
+        let worker = worker(&host, "host-forgets-1", &flags)?;
+        let flags = ["--advertise", "10.9.8.7", "--listen", "off"];
+        let mut command = agent(&etcd, &host, "host-forgets", &flags)?;
+        if is_apart {
+            let mut apart = Command::new("unshare");
+            apart.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(command.get_program());
+            apart.args(command.get_args());
+            for (name, _) in command.get_envs() {
+                apart.env_remove(name);
+            }
+            command = apart;
+        }
+        let mut agent = start(command)?;
+        until("it is registered", TIMEOUT, || Ok(field(&etcd, &worker, "status")?.is_some()))?;
+        signal(&etcd, &worker, "host-forgets-1")?;
+        if is_apart {
+            agent.wait_log(WARNING, TIMEOUT)?;
+        } else {
+            assert!(!agent.log().contains(WARNING));
+        }
+        let pid = Pid::from_raw(worker.inspect("{{.State.Pid}}")?.parse()?).context("a PID")?;
+        kill_process(pid, Signal::KILL)?;
+        let ended = if is_apart { "exited 0" } else { "running 1" };
+        until("Docker does what it remembers", TIMEOUT, || {
+            Ok(worker.inspect("{{.State.Status}} {{.RestartCount}}")? == ended)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn no_log_level_shows_the_environment_of_a_container_or_a_label_that_is_not_let_out() -> Result<()> {
+    let (etcd, host) = (Etcd::start()?, DockerHost::local()?);
+    let secret = "hunter2-8d1f";
+    let (env, label) = (format!("POSTGRES_PASSWORD={secret}"), format!("com.example.token={secret}"));
+    let flags = ["--publish", "80", "--env", &env, "--label", &label];
+    let worker = worker(&host, "host-secret-1", &flags)?;
+    for (variable, flag) in [("DEBUG", "--debug"), ("X", "--log=trace"), ("X", "--log=bollard=trace,info")] {
+        let mut command =
+            agent(&etcd, &host, "host-secret", &["--advertise", "10.9.8.7", "--listen", "off", flag])?;
+        command.env(variable, "true");
+        let program = Program::start("agent", command)?.silent();
+        until("it is registered", TIMEOUT, || Ok(field(&etcd, &worker, "status")?.is_some()))?;
+        worker.kill("HUP")?;
+        host.docker(&["rename", worker.id(), &format!("host-secret-{}", flag.len())])?;
+        until("it is inspected again", TIMEOUT, || {
+            Ok(field(&etcd, &worker, "container")? == Some(format!("host-secret-{}", flag.len())))
+        })?;
+        assert!(!program.log().contains(secret), "{flag}");
+    }
+    let mut explain = Program::agent()?;
+    let name = worker.inspect("{{.Name}}")?;
+    explain.args(["explain", name.trim_start_matches('/'), "--log", "trace", "--advertise", "10.9.8.7"]);
+    let explained = tool::run(explain.args(["--docker-host", &host.docker_host()]))?;
+    assert!(explained.contains("registered as") && !explained.contains(secret), "{explained}");
     Ok(())
 }

@@ -138,3 +138,93 @@ impl OmissionReporter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use rollcall_shared::process::readiness::Condition;
+    use tokio::sync::watch;
+    use tracing::Level;
+
+    use super::*;
+    use crate::{
+        inventory::container::{Container, testing::container},
+        registration::desired::tests::{policy, web},
+    };
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged at this level or above while these run one after the other, and the last condition.
+    fn reported(level: Level, inventories: &[&[&Container]]) -> (Vec<String>, Condition) {
+        let (log, readiness) = (Log::default(), Readiness::default());
+        let mut reporter = OmissionReporter::new(policy(), watch::channel(None).1, &readiness);
+        let writer = log.clone();
+        let writer = move || writer.clone();
+        let logs =
+            tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(writer).finish();
+        tracing::subscriber::with_default(logs, || {
+            for containers in inventories {
+                let running = |container: &&Container| {
+                    let container = Arc::new((*container).clone());
+                    (container.id.clone(), Running { container, is_draining: false })
+                };
+                reporter.on_inventory(&containers.iter().map(running).collect());
+            }
+        });
+        let text = String::from_utf8(log.0.lock().expect("nobody panics with it").clone()).expect("text");
+        let lines = text.lines().filter(|line| line.contains("left out")).map(str::to_owned).collect();
+        (lines, readiness.conditions().get(PART).cloned().expect("a part"))
+    }
+
+    fn labelled(name: &str, value: &str) -> Container {
+        let mut container = (*web().container).clone();
+        container.labels.insert(name.to_owned(), value.to_owned());
+        container
+    }
+
+    #[test]
+    fn a_label_that_is_refused_is_named_once_though_the_container_restarts_and_others_change() {
+        let (bad, other) = (labelled("rollcall.weight", "much"), container("other"));
+        let (lines, condition) =
+            reported(Level::INFO, &[&[&bad], &[&bad, &other], &[&other], &[&bad, &other]]);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let expected = "rollcall.weight is \"much\": expected 1 to 65535";
+        assert!(lines[0].contains("WARN") && lines[0].contains("container=web-1"), "{lines:?}");
+        assert!(lines[0].contains("rollcall.weight is"), "{lines:?}");
+        assert_eq!(condition, Condition::Noted(format!("container web-1: {expected}")));
+    }
+
+    #[test]
+    fn a_container_that_publishes_nothing_is_normal_and_one_that_cannot_be_reached_is_not() {
+        let plain = container("plain");
+        assert_eq!(reported(Level::INFO, &[&[&plain]]), (Vec::new(), Condition::Ready));
+        assert_eq!(reported(Level::DEBUG, &[&[&plain]]).0.len(), 1);
+        let mut bound = (*web().container).clone();
+        bound.bindings[0].ip = "127.0.0.1".parse().expect("an address");
+        let (lines, condition) = reported(Level::INFO, &[&[&bound]]);
+        assert!(lines.len() == 1 && lines[0].contains("only this host reaches"), "{lines:?}");
+        assert_eq!(condition, Condition::Ready);
+    }
+
+    #[test]
+    fn what_was_mended_is_noted_no_more() {
+        let (bad, good) = (labelled("rollcall.signal", "NONE"), labelled("rollcall.signal", "HUP"));
+        assert!(matches!(reported(Level::INFO, &[&[&bad]]).1, Condition::Noted(_)));
+        assert_eq!(reported(Level::INFO, &[&[&bad], &[&good]]).1, Condition::Ready);
+    }
+}
