@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use bollard::{
     errors::Error,
+    models::SystemInfo,
     query_parameters::{EventsOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptions},
 };
 use futures_util::{StreamExt, stream};
@@ -22,9 +23,20 @@ const READING_EVENTS: &str = "reading its events";
 const ASKING_FOR_ID: &str = "asking for its ID";
 const INSPECTING: &str = "inspecting a container";
 
-/// The events that change what is registered.
-const ACTIONS: [&str; 9] =
-    ["start", "die", "kill", "health_status", "rename", "pause", "unpause", "connect", "disconnect"];
+/// The events that change what is registered. Podman knows the end of a container as `died`.
+const ACTIONS: [&str; 10] =
+    ["start", "die", "died", "kill", "health_status", "rename", "pause", "unpause", "connect", "disconnect"];
+
+impl Docker {
+    async fn info(&self) -> Result<SystemInfo, DockerError> {
+        self.api.info().await.map_err(|error| self.call_failed(ASKING_FOR_ID, error))
+    }
+}
+
+/// Where an engine's data is: its host's name and its folder there.
+fn place(info: SystemInfo) -> String {
+    format!("{}:{}", info.name.unwrap_or_default(), info.docker_root_dir.unwrap_or_default())
+}
 
 #[async_trait]
 impl Engine for Docker {
@@ -33,9 +45,12 @@ impl Engine for Docker {
     }
 
     async fn id(&self) -> Result<String, DockerError> {
-        let answer = self.api.info().await.map_err(|error| self.call_failed(ASKING_FOR_ID, error))?;
-        let id = answer.id.filter(|id| !id.is_empty());
-        id.ok_or_else(|| self.failed(ASKING_FOR_ID, "it has none"))
+        let first = self.info().await?;
+        let id = first.id.clone().filter(|id| !id.is_empty());
+        let id = id.ok_or_else(|| self.failed(ASKING_FOR_ID, "it has none"))?;
+        // Podman makes one up at each call; what it keeps is where its data is.
+        let is_kept = self.info().await?.id.as_ref() == Some(&id);
+        Ok(if is_kept { id } else { place(first) })
     }
 
     /// What happened before the engine took the subscription comes first, from its memory of 256 events.

@@ -41,7 +41,7 @@ pub(super) fn decode_event(message: EventMessage) -> Option<Event> {
     let (id, action) = match (message.typ?, action.as_str()) {
         (EventMessageTypeEnum::NETWORK, _) => (attributes.remove("container")?, Action::Change),
         (EventMessageTypeEnum::CONTAINER, "start") => (actor.id?, Action::Start),
-        (EventMessageTypeEnum::CONTAINER, "die") => (actor.id?, Action::Die),
+        (EventMessageTypeEnum::CONTAINER, "die" | "died") => (actor.id?, Action::Die),
         (EventMessageTypeEnum::CONTAINER, "kill") => {
             let signal = attributes.get("signal")?.parse().ok()?;
             (actor.id?, Action::Kill(signal))
@@ -244,6 +244,13 @@ mod tests {
         let actor = serde_json::json!({ "ID": "c1", "Attributes": { "signal": "15" } });
         let kill = read(serde_json::json!({ "Type": "container", "Action": "kill", "Actor": actor }));
         assert_eq!(kill, Some(Event { id: "c1".into(), action: Action::Kill(Signal::TERM), at }));
+        for end in ["die", "died"] {
+            let end = read(serde_json::json!({ "Type": "container", "Action": end, "Actor": actor }));
+            assert_eq!(end, Some(Event { id: "c1".into(), action: Action::Die, at }));
+        }
+        let podmans = serde_json::json!({ "ID": "c1", "Attributes": {} });
+        let podmans = serde_json::json!({ "Type": "container", "Action": "kill", "Actor": podmans });
+        assert_eq!(read(podmans), None, "nobody can know what it means");
         let health =
             serde_json::json!({ "Type": "container", "Action": "health_status: healthy", "Actor": actor });
         assert_eq!(read(health), Some(Event { id: "c1".into(), action: Action::Change, at }));

@@ -164,3 +164,24 @@ async fn an_answer_that_cannot_be_read_is_not_quoted() {
     let shown = format!("{} {error:?}", one_line(&error));
     assert!(shown.contains("its answer cannot be read") && !shown.contains("secret"), "{shown}");
 }
+
+#[tokio::test]
+async fn an_engine_that_names_another_id_at_each_call_is_known_by_where_its_data_is() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let host = format!("tcp://{}", listener.local_addr().expect("an address"));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let answer = Router::new().fallback(async move |uri: Uri| {
+        let id = calls.fetch_add(1, Ordering::Relaxed).to_string();
+        let answer = match uri.path() {
+            "/version" => serde_json::json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12" }),
+            _ => serde_json::json!({ "ID": id, "Name": "h1", "DockerRootDir": "/var/lib/containers" }),
+        };
+        answer.to_string()
+    });
+    tokio::spawn(async move { axum::serve(listener, answer).await });
+    let docker = Docker::connect(&Cli::parse_from(["agent", "--docker-host", &host]).docker).await;
+    let docker = docker.expect("an engine");
+    for _ in 0..2 {
+        assert_eq!(docker.id().await.expect("an ID"), "h1:/var/lib/containers");
+    }
+}
