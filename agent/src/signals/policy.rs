@@ -79,13 +79,15 @@ fn is_meant(container: &Container, to: &Selector) -> bool {
 
 /// Why a signal is not allowed, and what would allow it; `None` where it is.
 fn refusal(container: &Container, signal: Signal, allowed: &[Allowed]) -> Option<String> {
+    (!is_allowed(container, signal, allowed)).then(|| refusal_words(container, signal))
+}
+
+fn refusal_words(container: &Container, signal: Signal) -> String {
     let name = &container.name;
-    (!is_allowed(container, signal, allowed)).then(|| {
-        format!(
-            "container {name} allows no {signal}: expected its label {SIGNAL_LABEL}={signal}, or --allow-signal \
-             {signal}:{name} at the agent"
-        )
-    })
+    format!(
+        "container {name} allows no {signal}: expected its label {SIGNAL_LABEL}={signal}, or --allow-signal \
+         {signal}:{name} at the agent"
+    )
 }
 
 /// The containers that a target signals, in the order of their incarnations.
@@ -111,14 +113,20 @@ pub fn decide(
     now: Instant,
 ) -> Decision {
     let Some(candidate) = candidates.get(&requested.incarnation) else { return Decision::Nothing };
-    let is_answer = |ack: &Ack| {
-        ack.generation == request.generation && (ack.failure.is_none() || ack.attempt >= requested.attempt)
+    let container = candidate.container.clone();
+    let refusal = refusal(&container, request.signal, allowed);
+    // It was refused by an agent that did not allow it yet.
+    let is_mended =
+        |failure: &String| refusal.is_none() && *failure == refusal_words(&container, request.signal);
+    let is_answer = |ack: &Ack| match &ack.failure {
+        _ if ack.generation != request.generation => false,
+        None => true,
+        Some(failure) => ack.attempt >= requested.attempt && !is_mended(failure),
     };
     if last.is_some_and(is_answer) {
         return Decision::Nothing;
     }
-    let container = candidate.container.clone();
-    match refusal(&container, request.signal, allowed) {
+    match refusal {
         Some(reason) => Decision::Refuse { container, reason },
         None if candidate.ready_at > now => Decision::WaitUntil(candidate.ready_at),
         None => Decision::Deliver { container },

@@ -161,6 +161,25 @@ async fn a_signal_that_is_not_allowed_is_answered_and_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_is_restarted_to_allow_a_signal_sends_it_without_being_asked_again() {
+    let mut refusing = proxy("a");
+    refusing.labels.remove(SIGNAL_LABEL);
+    let (store, engine, first) = start(&[&refusing]).await;
+    request(&store, 5, &[(&refusing, 1)]).await;
+    assert!(ack_of(&store, &refusing).await.is_some_and(|ack| ack.failure.is_some()));
+    drop(first);
+    let mut agent = Running::agent(store.clone(), OnExit::Revoke);
+    agent.settings.signals.allow.push("HUP".parse().expect("a rule"));
+    let (policy, finder) = agent.policy().expect("it can work");
+    let _second = Running::spawn(agent, &engine, policy, finder);
+    pass(Duration::from_secs(1) + AT_ONCE).await;
+    assert_eq!(signalled(&engine), ["a"], "once the predecessor's claim is adopted");
+    assert_eq!(ack_of(&store, &refusing).await.map(|ack| (ack.attempt, ack.failure)), Some((1, None)));
+    pass(LEASE.refresh).await;
+    assert_eq!(signalled(&engine), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_that_has_just_started_is_signalled_later_and_alone() {
     let old = proxy("old");
     let young = Container { started_at: Timestamp::now(), ..proxy("young") };
