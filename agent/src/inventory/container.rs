@@ -155,11 +155,11 @@ impl Container {
         Incarnation { container: self.short_id, started_at: self.started_at }
     }
 
-    /// Whether a signal asks it to end: its own stop signal, and those that ask, or force, any process to. Others mean
-    /// what their receiver says (QUIT has a JVM print its threads, USR1 has many a server reload), and Docker does not
+    /// Whether a signal asks it to end: its own stop signal, and those that ask any process to. KILL does not ask: the end
+    /// is an event of its own, at once, and marking it before would only delay it. Others mean what their receiver says (QUIT has a JVM print its threads, USR1 has many a server reload), and Docker does not
     /// tell a `docker stop --signal` from a `docker kill --signal`.
     pub fn is_stopped_by(&self, signal: Signal) -> bool {
-        signal == self.stop_signal || [Signal::TERM, Signal::INT, Signal::KILL].contains(&signal)
+        signal == self.stop_signal || [Signal::TERM, Signal::INT].contains(&signal)
     }
 }
 

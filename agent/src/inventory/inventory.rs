@@ -306,7 +306,7 @@ mod tests {
             ("QUIT", "QUIT", true),
             ("QUIT", "TERM", true),
             ("TERM", "INT", true),
-            ("TERM", "KILL", true),
+            ("TERM", "KILL", false),
             ("RTMIN+3", "37", true),
             ("TERM", "QUIT", false),
             ("TERM", "USR1", false),

@@ -102,7 +102,10 @@ impl OmissionReporter {
             let (port, Omission { reason, .. }) = left_out;
             let (port, why) = (port.map(tracing::field::display), left_out.1.to_string());
             match reason {
-                Reason::NoPort => tracing::debug!(%container, port, why, "left out"),
+                // As most of most hosts, or as someone wants it.
+                Reason::NoPort | Reason::Ignored | Reason::Filtered => {
+                    tracing::debug!(%container, port, why, "left out");
+                }
                 reason if reason.is_refusal() => tracing::warn!(%container, port, why, "left out"),
                 _ => tracing::info!(%container, port, why, "left out"),
             }

@@ -28,8 +28,6 @@ impl Signal {
 
     /// SIGINT, which asks a process to end as TERM does.
     pub const INT: Signal = Signal(signal_hook::consts::SIGINT);
-    /// SIGKILL, which ends any process.
-    pub const KILL: Signal = Signal(signal_hook::consts::SIGKILL);
 
     /// The number, from 1 to 64.
     pub fn number(self) -> i32 {
