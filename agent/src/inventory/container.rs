@@ -156,8 +156,9 @@ impl Container {
     }
 
     /// Whether a signal asks it to end: its own stop signal, and those that ask any process to. KILL does not ask: the end
-    /// is an event of its own, at once, and marking it before would only delay it. Others mean what their receiver says (QUIT has a JVM print its threads, USR1 has many a server reload), and Docker does not
-    /// tell a `docker stop --signal` from a `docker kill --signal`.
+    /// is an event of its own, at once, and marking it before would only delay it. Others mean what their receiver says
+    /// (QUIT has a JVM print its threads, USR1 has many a server reload), and Docker does not tell a `docker stop --signal`
+    /// from a `docker kill --signal`.
     pub fn is_stopped_by(&self, signal: Signal) -> bool {
         signal == self.stop_signal || [Signal::TERM, Signal::INT].contains(&signal)
     }
