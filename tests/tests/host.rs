@@ -107,6 +107,8 @@ fn a_container_that_takes_minutes_to_stop_drains_over_a_crash_of_the_agent() -> 
         host.docker_command()?.args(["stop", "--time", "300", worker.id()]).spawn().context("docker stop")?;
     until("it drains", TIMEOUT, || Ok(status()?.as_deref() == Some("draining")))?;
     first.kill();
+    let (killed, overlap) = (Instant::now(), Duration::from_secs(3));
+    until("the successor cannot be told by Docker's events", TIMEOUT, || Ok(killed.elapsed() > overlap))?;
     let watch = etcd.ctl().watch(INSTANCES)?;
     let _second = start(agent(&etcd, &host, "host-drains", &flags)?)?;
     // A second one is told of by its own event, which comes after what the first list led to.
