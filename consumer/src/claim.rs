@@ -66,14 +66,6 @@ impl Decode for DecodeRecord {
     }
 }
 
-/// How the keeping of a claim has ended.
-enum Kept {
-    /// As it was asked to.
-    Stopped,
-    /// The consumer has something else to say of itself.
-    Changed,
-}
-
 impl ConsumerClaim {
     /// Runs until it is asked to stop.
     ///
@@ -83,8 +75,7 @@ impl ConsumerClaim {
         let mut backoff = Backoff::new(FIRST_RETRY_DELAY, MAX_RETRY_DELAY);
         loop {
             match self.keep(&stop).await {
-                Ok(Kept::Stopped) => return Ok(()),
-                Ok(Kept::Changed) => backoff.reset(),
+                Ok(()) => return Ok(()),
                 Err(error @ KeeperError::TakenOver { .. }) => return Err(error),
                 Err(error) => {
                     let part = self.readiness.part(PART);
@@ -100,16 +91,23 @@ impl ConsumerClaim {
         }
     }
 
-    async fn keep(&mut self, stop: &CancellationToken) -> Result<Kept, KeeperError> {
+    async fn keep(&mut self, stop: &CancellationToken) -> Result<(), KeeperError> {
         let name = (self.consumer.to_string(), self.keys.format(&Key::Consumer(self.consumer.clone())));
         let (store, record) = (self.store.clone(), self.record.borrow_and_update().clone());
         let (keeper, handle) = Keeper::new(store, name, record, self.lease, OnExit::Revoke, &self.readiness);
+        let (records, record) = (keeper.records(), &mut self.record);
+        let told = async {
+            while record.changed().await.is_ok() {
+                records.send_replace(record.borrow_and_update().clone());
+            }
+            // Whoever changes the record has ended, as the process does.
+            std::future::pending().await
+        };
         tokio::select! {
-            // The writer has nothing to finish: the keeper ends the session, and its keys with it.
-            kept = keeper.run(stop.clone()) => kept.map(|()| Kept::Stopped),
-            () = self.requests.run(handle) => Ok(Kept::Stopped),
-            // The next keeper finds our own claim, and puts the new record under the same lease.
-            Ok(()) = self.record.changed() => Ok(Kept::Changed),
+            // The others have nothing to finish: the keeper ends the session, and its keys with it.
+            kept = keeper.run(stop.clone()) => kept,
+            () = self.requests.run(handle) => Ok(()),
+            () = told => Ok(()),
         }
     }
 
