@@ -112,7 +112,7 @@ impl Agent {
 
         // The address may change, and the instances say it.
         let claim = Claim::new(engine_id, self.lease.ttl.as_secs());
-        let record = NodeRecord { v: V1, claim, advertise: None };
+        let record = NodeRecord { v: V1, claim };
         let name = (policy.node.to_string(), key);
         let (keeper, sessions) =
             Keeper::new(self.store.clone(), name, record, self.lease, self.on_exit, &self.readiness);

@@ -50,7 +50,7 @@ pub fn node_record(ttl_seconds: u64) -> NodeRecord {
         started_at: Timestamp::UNIX_EPOCH,
         ..Claim::new("engine".to_owned(), ttl_seconds)
     };
-    NodeRecord { v: V1, claim, advertise: None }
+    NodeRecord { v: V1, claim }
 }
 
 /// A passing instance of a service, at an address and port of its number's own.

@@ -13,9 +13,6 @@ pub struct NodeRecord {
     /// Which process holds the node's name.
     #[serde(flatten)]
     pub claim: Claim,
-    /// The address under which the node's published ports are registered, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub advertise: Option<String>,
 }
 
 impl Value for NodeRecord {

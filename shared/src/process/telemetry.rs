@@ -1,18 +1,22 @@
 //! Logs and metrics: set up once, in main.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{fmt, io::IsTerminal, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing::{Level, Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber, field::Field};
 use tracing_subscriber::{
     EnvFilter, Layer,
+    field::MakeExt,
     filter::{FilterExt, filter_fn},
-    fmt::MakeWriter,
+    fmt::{
+        MakeWriter,
+        format::{Writer, debug_fn},
+    },
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
-use super::setting::SettingError;
+use super::{setting::SettingError, text};
 
 /// How logs look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -57,11 +61,17 @@ where
         .map_err(|error| SettingError::caused("--log", format!("{filter:?}"), error))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
     let lines = match settings.log_format {
-        LogFormat::Text => lines.with_target(false).boxed(),
+        LogFormat::Text => lines.with_target(false).fmt_fields(debug_fn(write_field).delimited(" ")).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     let filtered = lines.with_filter(filter.and(filter_fn(holds_no_secret)));
     Ok(tracing_subscriber::registry().with(filtered))
+}
+
+/// Writes a field as tracing does, but for what could forge a line.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let value = text::escaped(&format!("{value:?}"));
+    if field.name() == "message" { writer.write_str(&value) } else { write!(writer, "{field}={value}") }
 }
 
 /// Below info, libraries log what they read and send: containers' environments, tokens, passwords. Only our own code
@@ -140,6 +150,24 @@ mod tests {
             tracing::info!(target: "h2::codec", "harmless");
         });
         String::from_utf8(written.0.lock().expect("nobody panics with it").clone()).expect("text")
+    }
+
+    #[test]
+    fn what_strangers_say_forges_no_line() {
+        for log_format in [LogFormat::Text, LogFormat::Json] {
+            let written = Written::default();
+            let writer = written.clone();
+            let settings = LogSettings { filter: "info".to_owned(), log_format, debug: false };
+            let logs = logs(&settings, move || writer.clone(), false).expect("a filter");
+            let hostile = "web\n2026 INFO forged\r\u{1b}[2J";
+            tracing::subscriber::with_default(logs, || {
+                let _span = tracing::info_span!("node", name = %hostile).entered();
+                tracing::warn!(container = %hostile, reason = hostile, "left out: {hostile}");
+            });
+            let written = String::from_utf8(written.0.lock().expect("nobody panics").clone()).expect("text");
+            assert_eq!(written.lines().count(), 1, "{written}");
+            assert!(!written.trim_end().contains(char::is_control), "{written:?}");
+        }
     }
 
     #[test]

@@ -106,16 +106,6 @@ impl EtcdSettings {
         Ok(())
     }
 
-    /// Whether every endpoint is on this machine's loopback interface.
-    pub fn is_local(&self) -> bool {
-        self.endpoints.iter().all(|endpoint| {
-            let authority = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
-            let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-            let host = host.trim_matches(['[', ']']);
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        })
-    }
-
     /// The first endpoint's host and port.
     pub fn first_host(&self) -> Option<&str> {
         let endpoint = self.endpoints.first()?;

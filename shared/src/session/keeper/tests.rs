@@ -1,11 +1,16 @@
 //! The claim protocol on the memory store, with a paused clock.
 
+use std::collections::BTreeMap;
+
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::{
     codec::V1,
-    model::node::NodeRecord,
+    model::{
+        consumer::{ConsumerRecord, TargetRecord},
+        node::NodeRecord,
+    },
     process::readiness::Readiness,
     store::{Entry, memory::MemoryStore},
 };
@@ -35,7 +40,7 @@ impl Running {
 
     fn start_with(store: &MemoryStore, owner: &str, lease: LeaseSettings, on_exit: OnExit) -> Self {
         let claim = Claim::new(owner.to_owned(), lease.ttl.as_secs());
-        let record = NodeRecord { v: V1, claim, advertise: None };
+        let record = NodeRecord { v: V1, claim };
         let readiness = Readiness::default();
         let name = ("h1".to_owned(), KEY.to_owned());
         let (keeper, handle) = Keeper::new(Arc::new(store.clone()), name, record, lease, on_exit, &readiness);
@@ -333,9 +338,8 @@ async fn after_a_restore_another_owners_old_record_is_waited_for() {
 async fn a_record_that_changes_is_put_under_the_same_lease_and_claim() {
     let store = MemoryStore::new();
     let claim = Claim::new("engine".to_owned(), LEASE.ttl.as_secs());
-    let record = NodeRecord { v: V1, claim, advertise: None };
-    let name = ("h1".to_owned(), KEY.to_owned());
-    let readiness = Readiness::default();
+    let record = ConsumerRecord { v: V1, claim, targets: BTreeMap::new() };
+    let (name, readiness) = (("c1".to_owned(), KEY.to_owned()), Readiness::default());
     let (keeper, mut handle) =
         Keeper::new(Arc::new(store.clone()), name, record.clone(), LEASE, OnExit::Revoke, &readiness);
     let records = keeper.records();
@@ -343,13 +347,14 @@ async fn a_record_that_changes_is_put_under_the_same_lease_and_claim() {
     handle.changed().await;
     let before = handle.session().expect("a session");
     before.commit(&store, &put(OTHER_KEY)).await.expect("it is ours");
-    records.send_replace(NodeRecord { advertise: Some("10.0.0.9".to_owned()), ..record.clone() });
+    let targets = BTreeMap::from([("web".parse().expect("a name"), TargetRecord::default())]);
+    records.send_replace(ConsumerRecord { targets: targets.clone(), ..record.clone() });
     pass(Duration::from_millis(1)).await;
     let after = handle.session().expect("a session");
     assert_eq!(after.lease(), before.lease());
     let stored = entry(&store, KEY).await.expect("a claim");
-    let stored = codec::decode::<NodeRecord>(&stored.value).expect("a record");
-    assert_eq!((stored.advertise.as_deref(), &stored.claim), (Some("10.0.0.9"), &record.claim));
+    let stored = codec::decode::<ConsumerRecord>(&stored.value).expect("a record");
+    assert_eq!((&stored.targets, &stored.claim), (&targets, &record.claim));
     after.commit(&store, &put(OTHER_KEY)).await.expect("it is still ours");
     task.abort();
 }
