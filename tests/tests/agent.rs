@@ -331,7 +331,7 @@ fn bad_settings_are_refused_in_one_line_before_anything_is_touched() -> Result<(
         (
             vec!["--etcd", "http://127.0.0.1:1", "--docker-host", "unix:///none.sock", "--wait", "0s"],
             1,
-            "unix:///none.sock: connecting: there is no such socket",
+            "unix:///none.sock: connecting: there is no socket /none.sock",
         ),
         (
             vec!["--etcd", "http://127.0.0.1:1", "--docker-host", "tcp://127.0.0.1:1", "--wait", "0s"],
