@@ -23,6 +23,7 @@ mod changes;
 mod idle;
 mod latency;
 mod pace;
+mod recovery;
 mod scale;
 
 use std::num::NonZeroUsize;
@@ -37,7 +38,8 @@ struct Cli {
     /// What to measure [default: everything]
     #[arg(value_enum, value_name = "PART")]
     parts: Vec<Part>,
-    /// How many starts and kills; burst makes a fifth as many rounds, scale half as many changes
+    /// How many starts and kills; burst makes a fifth as many rounds, scale half as many
+    /// changes, recovery a twentieth of each
     #[arg(long, value_name = "N", default_value = "100")]
     runs: NonZeroUsize,
 }
@@ -55,6 +57,8 @@ enum Part {
     Scale,
     /// Memory and processor time of a minute without a change
     Idle,
+    /// How soon all is right after a restore, a member that hangs, and the loss of the leader
+    Recovery,
 }
 
 fn main() -> Result<()> {
@@ -73,6 +77,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Idle) {
         idle::run()?;
+    }
+    if wants(Part::Recovery) {
+        recovery::run(runs.div_ceil(20))?;
     }
     Ok(())
 }

@@ -91,7 +91,8 @@ impl Setup {
     }
 }
 
-fn start_agent(etcd: &Etcd) -> Result<Program> {
+/// Starts an agent of the bench's containers.
+pub fn start_agent(etcd: &Etcd) -> Result<Program> {
     let mut command = Program::agent()?;
     command.args(["--etcd", &etcd.endpoint(), "--listen", "off"]).args(AGENT_FLAGS);
     let mut agent = Program::start("agent", command)?.silent();
