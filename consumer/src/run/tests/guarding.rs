@@ -1,0 +1,134 @@
+//! What is lost with a host, a store or a state folder neither empties a file nor loses a reload.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_makes_each_part_that_needs_it_unready_until_it_is_back() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let request = scene.request_after("h1", None).await;
+    scene.ack("h1", &request, None).await;
+    running.is_ready().await;
+    scene.no_request("h1").await;
+    scene.store.set_down(true);
+    for part in ["roll", "claim", "watch of the claim", "receivers", "acks of h1"] {
+        running.is_not_ready(part, "").await;
+    }
+    assert_eq!(scene.file(), "10.0.0.1 8001\n");
+    scene.store.set_down(false);
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_store_went_back_a_file_stays_until_the_nodes_have_registered_again() {
+    let scene = Scene::new();
+    let empty = scene.store.backup();
+    scene.node("h1", 1).await;
+    scene.node("h2", 2).await;
+    let running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.1 8001\n10.0.0.2 8002\n").await;
+    scene.store.restore(empty);
+    running.is_not_ready("retention", "the store went back: 2 instances are kept").await;
+    pass().await;
+    assert_eq!(scene.file().lines().count(), 2);
+    // One node registers again, with another instance than before; the other one never does.
+    scene.node("h1", 3).await;
+    scene.file_has("10.0.0.3 8003").await;
+    until(async || (!scene.file().contains("10.0.0.1 ")).then_some(())).await;
+    assert!(scene.file().contains("10.0.0.2 "));
+    until(async || (scene.file() == "10.0.0.3 8003\n").then_some(())).await;
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_after_the_store_was_wiped_empties_no_file() {
+    let scene = Scene::new();
+    let empty = scene.store.backup();
+    scene.node("h1", 1).await;
+    let running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.1 8001").await;
+    pass().await;
+    running.end().await;
+    scene.store.restore(empty);
+    let running = scene.start("format = \"citus-workers\"").await;
+    running.is_not_ready("retention", "the store went back: 1 instances are kept").await;
+    assert_eq!(scene.file(), "10.0.0.1 8001\n");
+    until(async || scene.file().is_empty().then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_instance_that_goes_while_it_is_watched_empties_the_file_at_once() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let _running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.1 8001").await;
+    scene.delete(1).await;
+    until(async || scene.file().is_empty().then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn hosts_that_are_lost_at_once_are_held_for_the_guards_time_and_a_withdrawal_is_not() {
+    let scene = Scene::new();
+    let mut leases = Vec::new();
+    for number in 1..=4 {
+        leases.push(scene.node(&format!("h{number}"), number).await);
+    }
+    let guard = "format = \"citus-workers\"\nguard = { max_loss = \"50%\", hold = \"60s\" }";
+    let running = scene.start(guard).await;
+    scene.file_has("10.0.0.4").await;
+    for lease in &leases[1..] {
+        scene.store.revoke(*lease).await.expect("it lives");
+    }
+    running.is_not_ready("target web", "max_loss").await;
+    let held_since = tokio::time::Instant::now();
+    assert!(scene.file().lines().count() >= 3, "{}", scene.file());
+    until(async || (scene.file().lines().count() == 1).then_some(())).await;
+    assert!(held_since.elapsed() >= Duration::from_secs(50));
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_consumer_in_the_same_state_folder_is_refused_and_that_is_no_matter_of_settings() {
+    let scene = Scene::new();
+    let _running = scene.start(&with_signal()).await;
+    let opened = scene.open(&scene.plan(&with_signal()), &scene.consumer()).await;
+    let error = opened.map(drop).expect_err("the folder is in use");
+    assert!(matches!(error, Failure::Failed(_)), "{error}");
+    assert!(error.to_string().contains("another consumer that runs uses it"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_folder_that_cannot_be_written_stops_no_file_and_nobody_is_signalled_twice() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    scene.receivers("h1", &[(1, None)]).await;
+    let running = scene.start(&with_signal()).await;
+    let first = scene.request_after("h1", None).await;
+    scene.ack("h1", &first, None).await;
+    running.is_ready().await;
+    // A file in its place: nothing can be written, and it cannot be made again.
+    fs::remove_dir_all(scene.path("state")).expect("a folder");
+    fs::write(scene.path("state"), "").expect("a file");
+    scene.put(2).await;
+    scene.file_has("10.0.0.2 8002").await;
+    let second = scene.request_after("h1", Some(&first)).await;
+    scene.ack("h1", &second, None).await;
+    running.is_not_ready("state", "cannot write --state-dir").await;
+    scene.no_request("h1").await;
+    for _ in 0..10 {
+        pass().await;
+        assert_eq!(scene.request("h1").await, None, "it was acked");
+    }
+    // Going back to what may be remembered as acked is no reason not to install either.
+    scene.delete(2).await;
+    let third = scene.request_after("h1", None).await;
+    assert_eq!(scene.file(), "10.0.0.1 8001\n");
+    scene.ack("h1", &third, None).await;
+    fs::remove_file(scene.path("state")).expect("a file");
+    running.is_ready().await;
+    for file in ["state/id", "state/web.state.json", "state/roll.json"] {
+        until(async || scene.path(file).exists().then_some(())).await;
+    }
+}
