@@ -67,9 +67,13 @@ struct Plan {
 }
 
 impl Plan {
+    /// When the next request may be sent, if one may.
+    fn due(&self) -> Option<Instant> {
+        self.next.filter(|next| self.unanswered < MAX_UNANSWERED && *next < self.until)
+    }
+
     fn is_due(&self) -> bool {
-        let now = Instant::now();
-        self.unanswered < MAX_UNANSWERED && now < self.until && self.next.is_some_and(|next| next <= now)
+        self.due().is_some_and(|due| due <= Instant::now())
     }
 
     fn send(&mut self, member: Member) {
@@ -159,7 +163,7 @@ impl Members {
                         plan.hurry();
                     }
                 },
-                () = sleep_until(plan.next) => {}
+                () = sleep_until(plan.due()) => {}
             }
         }
     }
