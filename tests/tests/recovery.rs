@@ -9,8 +9,9 @@ use rustix::process::Signal;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const INSTANCES: &str = "/rollcall/instances/";
-/// How long after reconnecting everything may take to be as it should be, and how long reconnecting and looking take.
-const RECOVERY: Duration = Duration::from_millis(1000 + 500);
+/// How long after reconnecting everything may take to be as it should be, and how long reconnecting and looking by etcdctl
+/// may take on a busy machine. The bench measures it.
+const RECOVERY: Duration = Duration::from_millis(1000 + 1500);
 /// How long ending a session may take, and a process to end after it.
 const SHUTDOWN: Duration = Duration::from_millis(5000 + 1000);
 

@@ -70,11 +70,20 @@ impl Planner {
         let observed = kinds.iter().flat_map(|kind| self.observed.held(*kind));
         let ops = plan(wanted.into_iter().flatten(), observed, lease);
         match (self.refusals.choose(ops, now), self.retry_at) {
-            (Due::Nothing, _) => Next::Idle,
+            (Due::Nothing, _) => {
+                self.retry_at = None;
+                Next::Idle
+            }
             (Due::At(at), _) => Next::WaitUntil(at),
             (Due::Now(_), Some(at)) if now < at => Next::WaitUntil(at),
             (Due::Now(ops), _) => Next::Write(ops),
         }
+    }
+
+    /// Has whatever failed tried again now: it may have failed because of what has changed.
+    pub fn hasten(&mut self) {
+        self.retry_at = None;
+        self.refusals.hasten(Instant::now());
     }
 
     fn wanted(&self, kind: Kind) -> Option<&Values> {
@@ -243,6 +252,6 @@ mod tests {
         assert_eq!(planner.next(LEASE, now), Next::WaitUntil(later));
         assert!(matches!(planner.next(LEASE, later), Next::Write(_)));
         planner.desired.update(Arc::default());
-        assert_eq!(planner.next(LEASE, now), Next::Idle);
+        assert_eq!((planner.next(LEASE, now), planner.retry_at), (Next::Idle, None));
     }
 }

@@ -139,7 +139,7 @@ impl Registrar {
                 Some(update) = self.inputs.receivers.recv() => {
                     self.planner.observed.apply(Kind::Receivers, update);
                 }
-                () = recoveries.next() => self.planner.retry_at = None,
+                () = recoveries.next() => self.planner.hasten(),
                 () = sleep_until(wake_at) => {}
             }
         }
@@ -171,7 +171,7 @@ impl Registrar {
         let session = self.inputs.sessions.session();
         if session.is_some() {
             // What failed may have failed because of the last session.
-            self.planner.retry_at = None;
+            self.planner.hasten();
         } else {
             self.part.waiting("there is no session until the node is claimed again");
         }

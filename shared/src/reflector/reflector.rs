@@ -110,8 +110,8 @@ pub type Updates<D> = mpsc::Receiver<Update<<D as Decode>::Key, <D as Decode>::V
 
 /// What a reflector is about to do.
 enum State {
-    /// List everything.
-    Listing(Cause),
+    /// List everything, after what was read up to there.
+    Listing(Cause, Option<Position>),
     /// Watch from there; everything up to the mark was delivered.
     Resuming(Delivered),
     /// Follow the watch; everything up to the mark was delivered.
@@ -195,7 +195,7 @@ impl<D: Decode> Reflector<D> {
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut recoveries = self.store.recoveries();
-        let mut state = State::Listing(Cause::First);
+        let mut state = State::Listing(Cause::First, None);
         loop {
             state = match self.step(state).await {
                 Step::Went(state) => {
@@ -222,14 +222,15 @@ impl<D: Decode> Reflector<D> {
 
     async fn step(&self, state: State) -> Step {
         match state {
-            State::Listing(cause) => match self.list().await {
+            State::Listing(cause, read) => match self.list().await {
                 Ok((items, last, position)) => {
+                    let cause = if is_older(position, read) { Cause::WentBack } else { cause };
                     let delivered = Delivered::listing(last, position);
                     let update = Update::Snapshot { items, position, cause };
                     self.deliver(update, State::Resuming(delivered)).await
                 }
-                Err(StoreError::Compacted) => Step::Went(State::Listing(cause)),
-                Err(error) => Step::Failed(error, State::Listing(cause)),
+                Err(StoreError::Compacted) => Step::Went(State::Listing(cause, read)),
+                Err(error) => Step::Failed(error, State::Listing(cause, read)),
             },
             State::Resuming(delivered) => {
                 match self.store.watch(&self.range, delivered.mark.position).await {
@@ -238,7 +239,9 @@ impl<D: Decode> Reflector<D> {
                 }
             }
             State::Confirming(delivered) => match self.store.confirm(&delivered.mark).await {
-                Ok(()) if delivered.is_listing => Step::Went(State::Listing(Cause::Compacted)),
+                Ok(()) if delivered.is_listing => {
+                    Step::Went(State::Listing(Cause::Compacted, Some(delivered.mark.position)))
+                }
                 Ok(()) => Step::Went(State::Resuming(delivered)),
                 Err(error) => self.recover(error, delivered),
             },
@@ -292,7 +295,7 @@ impl<D: Decode> Reflector<D> {
         };
         tracing::info!(range = %self.range, reason = %error, "listing anew");
         metrics::counter!("rollcall_relists_total", "cause" => label).increment(1);
-        Step::Went(State::Listing(cause))
+        Step::Went(State::Listing(cause, Some(delivered.mark.position)))
     }
 
     async fn deliver(&self, update: Update<D::Key, D::Value>, state: State) -> Step {
@@ -305,6 +308,11 @@ impl<D: Decode> Reflector<D> {
 
 /// What a listing found: the items, the last change that they show, and of when it is.
 type Listed<D> = (Vec<Item<<D as Decode>::Key, <D as Decode>::Value>>, Option<LastChange>, Position);
+
+/// Whether a listing is of before what was read, or of another store.
+fn is_older(listed: Position, read: Option<Position>) -> bool {
+    read.is_some_and(|read| listed.store != read.store || listed.revision < read.revision)
+}
 
 /// The later one of a change and the changes that these entries show.
 fn newest(last: Option<LastChange>, entries: &[Entry]) -> Option<LastChange> {
@@ -449,7 +457,7 @@ mod tests {
             (0..2 * MIN_ENTRIES_FOR_THREAD).flat_map(|n| put(&format!("/a/{n:04}"))).collect();
         commit(&store, &puts).await;
         let (reflector, mut updates) = reflector(&store);
-        let step = reflector.step(State::Listing(Cause::First)).await;
+        let step = reflector.step(State::Listing(Cause::First, None)).await;
         assert!(matches!(step, Step::Went(State::Resuming(_))));
         let keys = keys(updates.recv().await.expect("a snapshot"));
         assert!(keys.iter().map(String::as_str).eq(puts.iter().map(Op::key)));
@@ -462,7 +470,7 @@ mod tests {
         let old = commit(&store, &put("/a/1")).await;
         let new = commit(&store, &put("/a/2")).await;
         store.compact(new);
-        let Step::Went(state @ State::Listing(Cause::Compacted)) =
+        let Step::Went(state @ State::Listing(Cause::Compacted, _)) =
             reflector.step(State::Resuming(at(old))).await
         else {
             panic!("a compacted history leads to a listing");

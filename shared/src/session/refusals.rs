@@ -100,6 +100,11 @@ impl Refusals {
         }
     }
 
+    /// Has everything that is set aside tried again now: something else may be the case.
+    pub fn hasten(&mut self, now: Instant) {
+        self.set_aside.values_mut().for_each(|known| known.retry_at = now);
+    }
+
     /// The writes that are set aside, by key.
     pub fn set_aside(&self) -> &BTreeMap<String, SetAside> {
         &self.set_aside

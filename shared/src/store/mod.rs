@@ -248,7 +248,7 @@ pub type Watch = BoxStream<'static, Result<Batch, StoreError>>;
 /// Why the store did not do what was asked.
 ///
 /// `Unavailable` is worth a retry as it is. After `LeaseNotFound` a new lease is needed, after `Compacted` and
-/// `WentBack` a new listing. `Denied`, `Refused`, `TooLarge` and `Setting` stay so until someone changes a setting, here or in the
+/// `WentBack` a new listing. `LoginFailed`, `Denied`, `Refused`, `TooLarge` and `Setting` stay so until someone changes a setting, here or in the
 /// store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -280,7 +280,15 @@ pub enum StoreError {
         /// What happened.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Permission denied, or the user or password is wrong.
+    /// The user or the password is wrong.
+    #[error("{place}: {message}")]
+    LoginFailed {
+        /// The member that was asked.
+        place: String,
+        /// What it said.
+        message: String,
+    },
+    /// Permission denied.
     #[error("{place}: {message}")]
     Denied {
         /// The member that was asked.

@@ -105,7 +105,7 @@ async fn mutual_tls_and_a_user_are_let_in_and_strangers_are_told_why_not() -> Re
     let ca = tls.ca().display().to_string();
     assert!(matches!(ask(&ca, "secret").await, Ok(0)));
     let wrong_password = ask(&ca, "guess").await.expect_err("the password is wrong");
-    assert!(matches!(wrong_password, StoreError::Denied { .. }), "{wrong_password:?}");
+    assert!(matches!(wrong_password, StoreError::LoginFailed { .. }), "{wrong_password:?}");
     let other = Tls::generate(&[])?;
     let wrong_ca = ask(&other.ca().display().to_string(), "secret").await.expect_err("the CA is another's");
     assert!(one_line(&wrong_ca).contains("certificate"), "{wrong_ca:?}");

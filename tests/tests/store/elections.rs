@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use rollcall_shared::store::Store;
 use rollcall_tests::EtcdCluster;
 
-use super::{TIMEOUT, commit, put, store};
+use super::{TIMEOUT, available, commit, put, range, store};
 
 /// How long after the cluster takes writes again ours may take.
 const BOUND: Duration = Duration::from_millis(500);
@@ -72,5 +72,23 @@ async fn writes_go_on_within_half_a_second_of_the_cluster_taking_them_again() ->
             cluster.member_mut(leader).resume()?;
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_end_while_there_is_no_majority_and_work_once_there_is_one() -> Result<()> {
+    let mut cluster = EtcdCluster::start(3)?;
+    let store = store(&cluster.endpoints(), &["--etcd-command-timeout=2s"])?;
+    let position = commit(&store, "/a/1").await?;
+    cluster.member_mut(0).kill();
+    cluster.member_mut(1).kill();
+    for _ in 0..2 {
+        let ended = tokio::time::timeout(TIMEOUT, store.commit(&put("/a/2"), None, None)).await?;
+        ensure!(ended.is_err(), "there is no majority");
+        let ended = tokio::time::timeout(TIMEOUT, store.watch(&range(), position)).await?;
+        ensure!(ended.is_err(), "there is no majority");
+    }
+    cluster.member_mut(0).start_again()?;
+    available(async || store.commit(&put("/a/2"), None, None).await).await?;
     Ok(())
 }

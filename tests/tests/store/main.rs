@@ -40,7 +40,8 @@ fn range() -> KeyRange {
 async fn commit(store: &EtcdStore, key: &str) -> Result<Position> {
     let revisions = store.commit(&put(key), None, None).await?;
     let position = store.list(&range()).await?.position;
-    assert_eq!(revisions, [position.revision]);
+    // One that was answered late was sent twice.
+    assert!(position.revision >= revisions[0]);
     Ok(position)
 }
 

@@ -145,11 +145,11 @@ async fn a_password_that_was_changed_is_read_again_from_its_file() -> Result<()>
     etcd.etcdctl(&["user", "add", "me:second"])?;
     etcd.etcdctl(&["user", "grant-role", "me", "root"])?;
     let refused = store.commit(&put("/a/2"), None, None).await.expect_err("the file has the old password");
-    ensure!(matches!(refused, StoreError::Denied { .. }), "{refused}");
+    ensure!(matches!(refused, StoreError::LoginFailed { .. }), "{refused}");
     fs::write(&file, "second\n")?;
     available(async || match store.get("/a/1").await {
         // It is not asked again at once.
-        Err(StoreError::Denied { place, message }) => {
+        Err(StoreError::LoginFailed { place, message }) => {
             Err(StoreError::Unavailable { place, source: message.into() })
         }
         answer => answer,

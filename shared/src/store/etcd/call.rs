@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{
-    error::{classify, is_answer, is_token_refused, timed_out},
+    error::{classify, is_answer, is_token_refused, login_failed, timed_out, unavailable},
     login::TokenNumber,
     members::{Connection, Member, Members},
 };
@@ -20,11 +20,12 @@ use crate::{
     store::StoreError,
 };
 
-/// How long a small request may go unanswered before it is sent to another member as well. A cluster that has lost its
-/// leader drops requests, and the next one finds the new leader.
+/// How long a small request may go unanswered before it is sent to another member as well.
 const SMALL_PATIENCE: Duration = Duration::from_millis(300);
-/// How many requests of one call may be unanswered: what is slow because there is too much to do gets no more of it.
-const MAX_UNANSWERED: usize = 10;
+/// The same once every member was asked: a cluster that has lost its leader drops requests, and the next one finds the new
+/// leader. It grows with each request, as what is slow because there is too much to do should get no more of it.
+const NEXT_PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE_GROWTH: f64 = 1.05;
 /// How long after every member has answered that it cannot do it now they are asked again, at first and at most.
 const ROUND_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
 
@@ -57,19 +58,23 @@ struct Plan {
     has_answer: bool,
     /// How long to wait before the next round of those who have.
     pause: Duration,
-    unanswered: usize,
+    has_sent: bool,
+    /// Whether more than one request was sent.
     is_repeated: bool,
     next: Option<Instant>,
     until: Instant,
     /// How long a request may go unanswered before the next one, if there is another member.
     patience: Option<Duration>,
+    /// The same from the second round on.
+    next_patience: Option<Duration>,
+    is_later_round: bool,
     has_logged_in: bool,
 }
 
 impl Plan {
     /// When the next request may be sent, if one may.
     fn due(&self) -> Option<Instant> {
-        self.next.filter(|next| self.unanswered < MAX_UNANSWERED && *next < self.until)
+        self.next.filter(|next| *next < self.until)
     }
 
     fn is_due(&self) -> bool {
@@ -77,18 +82,18 @@ impl Plan {
     }
 
     fn send(&mut self, member: Member) {
+        self.is_repeated |= self.has_sent;
+        self.has_sent = true;
         self.tried.push(member);
-        self.is_repeated |= self.unanswered > 0 || self.tried.len() > 1;
-        self.unanswered += 1;
         self.next = self.patience.map(|patience| Instant::now() + patience);
-    }
-
-    fn answered<T>(&mut self, answer: T) -> T {
-        self.unanswered -= 1;
-        answer
+        self.patience = self.patience.map(|patience| patience.mul_f64(PATIENCE_GROWTH));
     }
 
     fn begin_round(&mut self, after: Duration) {
+        if !self.is_later_round {
+            self.is_later_round = true;
+            self.patience = self.next_patience;
+        }
         self.tried.clear();
         self.has_answer = false;
         self.next = Some(Instant::now() + after);
@@ -137,10 +142,12 @@ impl Members {
             if requests.is_empty() && Instant::now() >= plan.until {
                 return Err(failure.unwrap_or_else(|| self.failure()));
             }
+            // Where no request is under way and none is due in time, the call is over then.
+            let wake_at = plan.due().or_else(|| requests.is_empty().then_some(plan.until));
             tokio::select! {
                 // A timer, and requests that stay where they are.
                 biased;
-                Some((member, answer)) = requests.next() => match plan.answered(answer) {
+                Some((member, answer)) = requests.next() => match answer {
                     Ok(answer) => {
                         if plan.is_repeated {
                             self.prefer(member);
@@ -152,7 +159,8 @@ impl Members {
                         plan.has_logged_in = true;
                         plan.begin_round(Duration::ZERO);
                     }
-                    Err(Failed::Token(_, error) | Failed::Final(error)) => return Err(error),
+                    Err(Failed::Token(_, error)) => return Err(login_failed(error)),
+                    Err(Failed::Final(error)) => return Err(error),
                     Err(Failed::NotNow(error)) => {
                         failure = Some(error);
                         plan.has_answer = true;
@@ -163,26 +171,29 @@ impl Members {
                         plan.hurry();
                     }
                 },
-                () = sleep_until(plan.due()) => {}
+                () = sleep_until(wake_at) => {}
             }
         }
     }
 
     fn plan(&self, size: Size) -> Plan {
         let now = Instant::now();
-        let patience = match size {
-            Size::Small => SMALL_PATIENCE.min(self.settings().dial_timeout),
-            Size::Large => self.settings().dial_timeout,
+        let dial_timeout = self.settings().dial_timeout;
+        let (patience, next_patience) = match size {
+            Size::Small => (SMALL_PATIENCE.min(dial_timeout), NEXT_PATIENCE.min(dial_timeout)),
+            Size::Large => (dial_timeout, dial_timeout),
         };
         Plan {
             tried: Vec::new(),
             has_answer: false,
             pause: ROUND_PAUSES.0,
-            unanswered: 0,
+            has_sent: false,
             is_repeated: false,
             next: Some(now),
             until: now + self.settings().command_timeout,
             patience: self.are_several().then_some(patience),
+            next_patience: self.are_several().then_some(next_patience),
+            is_later_round: false,
             has_logged_in: false,
         }
     }
@@ -202,11 +213,19 @@ impl Members {
             Err(error @ StoreError::Unavailable { .. }) => return (member, Err(Failed::Unreached(error))),
             Err(error) => return (member, Err(Failed::Final(error))),
         };
+        if Instant::now() >= until {
+            // The connection is not to blame: it came too late.
+            let late = unavailable(&connection.endpoint, "timed out connecting");
+            return (member, Err(Failed::Unreached(late)));
+        }
         let token = self.token();
         let answer = match tokio::time::timeout_at(until, request(connection.clone())).await {
             Ok(answer) => answer,
             Err(_) => Err(timed_out("waiting for an answer")),
         };
+        if answer.as_ref().map_or_else(is_answer, |_| true) {
+            self.answered(&connection);
+        }
         (member, answer.map_err(|error| self.failed(&connection, token, error)))
     }
 
@@ -216,7 +235,7 @@ impl Members {
             error if is_token => Failed::Token(token, error),
             error @ StoreError::Unavailable { .. } if is_answer => Failed::NotNow(error),
             error @ StoreError::Unavailable { .. } => {
-                self.leave(connection);
+                self.leave(connection, &error);
                 Failed::Unreached(error)
             }
             error => Failed::Final(error),

@@ -24,7 +24,7 @@ pub(super) struct Certificates(Mutex<Option<Instant>>);
 
 impl Certificates {
     /// Names the certificates that end soon, if it is time to.
-    pub(super) fn look(&self, settings: &EtcdSettings) {
+    pub(super) fn look(&self, settings: EtcdSettings) {
         let now = Instant::now();
         {
             let mut looked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,11 +33,13 @@ impl Certificates {
             }
             *looked = Some(now);
         }
-        for file in settings.certificates() {
-            for end in ending(file, Timestamp::now()) {
-                tracing::warn!(file = %file.display(), ends = %end, "a certificate ends within a month");
+        tokio::task::spawn_blocking(move || {
+            for file in settings.certificates() {
+                for end in ending(file, Timestamp::now()) {
+                    tracing::warn!(file = %file.display(), ends = %end, "a certificate ends within a month");
+                }
             }
-        }
+        });
     }
 }
 

@@ -69,6 +69,16 @@ pub(super) fn is_answer(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.message().starts_with("etcdserver: "))
 }
 
+/// The same error as one of logging in: it is not about what was asked.
+pub(super) fn login_failed(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Denied { place, message } | StoreError::Refused { place, message } => {
+            StoreError::LoginFailed { place, message }
+        }
+        error => error,
+    }
+}
+
 /// What an error means to whoever called.
 pub(super) fn classify(endpoint: &str, error: Error) -> StoreError {
     let place = place(endpoint);
@@ -134,8 +144,8 @@ pub(super) fn again(error: &StoreError) -> StoreError {
         StoreError::Denied { place, message } => {
             StoreError::Denied { place: place.clone(), message: message.clone() }
         }
-        StoreError::Refused { place, message } => {
-            StoreError::Refused { place: place.clone(), message: message.clone() }
+        StoreError::LoginFailed { place, message } => {
+            StoreError::LoginFailed { place: place.clone(), message: message.clone() }
         }
         StoreError::Unavailable { place, source } => {
             StoreError::Unavailable { place: place.clone(), source: source.to_string().into() }

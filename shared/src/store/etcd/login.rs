@@ -9,7 +9,7 @@ use etcd_client::{Client, Error};
 use http::HeaderValue;
 
 use super::error::is_auth_disabled;
-use crate::store::settings::EtcdSettings;
+use crate::{process::error::one_line, store::settings::EtcdSettings};
 
 /// Which token it is: each login makes another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,10 @@ impl Login {
         if self.state().token.is_some() {
             return Ok(());
         }
-        let credentials = settings.credentials().map_err(|error| Error::InvalidArgs(error.to_string()))?;
+        let settings = settings.clone();
+        let read = tokio::task::spawn_blocking(move || settings.credentials()).await;
+        let credentials = read.expect("reading does not panic");
+        let credentials = credentials.map_err(|error| Error::InvalidArgs(one_line(&error)))?;
         let Some((user, password)) = credentials else { return Ok(()) };
         let token = match client.auth_client().authenticate(user, password).await {
             Ok(answer) => {

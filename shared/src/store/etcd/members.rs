@@ -6,7 +6,10 @@
 //! again.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,12 +28,12 @@ use tonic::transport::Endpoint;
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    error::{again, classify, root, timed_out, unavailable},
+    error::{again, classify, login_failed, root, timed_out, unavailable},
     login::{Login, TokenNumber},
     pulse::Pulse,
 };
 use crate::{
-    process::backoff::Backoff,
+    process::{backoff::Backoff, error::one_line},
     store::{Recoveries, StoreError, settings::EtcdSettings},
 };
 
@@ -52,11 +55,18 @@ pub(super) struct Connection {
     pub(super) endpoint: String,
     pub(super) client: Client,
     pulse: Mutex<Pulse>,
+    /// Whether it was ever answered: a connection alone does not show that there is an etcd behind it.
+    has_answered: AtomicBool,
     /// Cancelled when the member has not answered: every watch of it ends.
     pub(super) hung: CancellationToken,
 }
 
 impl Connection {
+    /// Whether it is another connection that is in use.
+    fn is_up(&self, than: &Connection) -> bool {
+        !std::ptr::eq(self, than) && self.has_answered.load(Ordering::Relaxed)
+    }
+
     /// Looks at, or notes, the member's signs of life.
     pub(super) fn pulse<T>(&self, look: impl FnOnce(&mut Pulse) -> T) -> T {
         look(&mut self.pulse.lock().unwrap_or_else(PoisonError::into_inner))
@@ -97,6 +107,12 @@ impl Slot {
     fn new() -> Self {
         let backoff = Backoff::new(DIAL_DELAYS.0, DIAL_DELAYS.1);
         Self { connection: None, dialing: None, backoff, failed: None }
+    }
+
+    /// Leaves the member alone for a while, which is longer each time.
+    fn fail(&mut self, error: Arc<StoreError>) {
+        let delay = self.backoff.next_delay().mul_f64(fastrand::f64());
+        self.failed = Some((Instant::now() + delay, error));
     }
 
     fn may_be_tried(&self, now: Instant) -> bool {
@@ -175,6 +191,7 @@ impl Members {
     async fn dial(&self, member: Member) -> Result<Arc<Connection>, StoreError> {
         let _permit = self.dial.acquire().await.expect("it is never closed");
         let endpoint = self.settings.endpoints[member].clone();
+        let begun = Instant::now();
         let classified = |error| classify(&endpoint, error);
         let timeout = self.settings.dial_timeout;
         let channel = match tokio::time::timeout(timeout, self.channel(&endpoint)).await {
@@ -185,17 +202,25 @@ impl Members {
         let options = ConnectOptions::new().with_require_leader(true);
         let client = Client::from_channel(channel, Some(options)).await.map_err(classified)?;
         let login = self.login.ensure(&client, &self.settings);
-        match tokio::time::timeout(self.settings.command_timeout, login).await {
-            Ok(logged_in) => logged_in.map_err(classified)?,
+        match tokio::time::timeout_at(begun + timeout, login).await {
+            Ok(logged_in) => logged_in.map_err(|error| login_failed(classified(error)))?,
             Err(_) => return Err(classified(timed_out("logging in"))),
         }
-        let pulse = Mutex::new(Pulse::new(Instant::now()));
-        Ok(Arc::new(Connection { member, endpoint, client, pulse, hung: CancellationToken::new() }))
+        Ok(Arc::new(Connection {
+            member,
+            endpoint: self.settings.endpoints[member].clone(),
+            client,
+            pulse: Mutex::new(Pulse::new(Instant::now())),
+            has_answered: AtomicBool::new(false),
+            hung: CancellationToken::new(),
+        }))
     }
 
     /// A channel to an endpoint, whose requests bear the token of the moment. Certificates are read anew.
     async fn channel(&self, endpoint: &str) -> Result<Channel, String> {
-        let tls = self.settings.tls().map_err(|error| crate::process::error::one_line(&error))?;
+        let settings = self.settings.clone();
+        let tls = tokio::task::spawn_blocking(move || settings.tls()).await.expect("reading does not panic");
+        let tls = tls.map_err(|error| one_line(&error))?;
         let url = match (endpoint.contains("://"), &tls) {
             (true, _) => endpoint.to_owned(),
             (false, Some(_)) => format!("https://{endpoint}"),
@@ -209,7 +234,6 @@ impl Members {
             .connect_timeout(self.settings.dial_timeout)
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
-            .keep_alive_while_idle(true)
             .connect()
             .await
             .map_err(|error| root(&error))?;
@@ -224,23 +248,28 @@ impl Members {
     }
 
     fn dialed(&self, member: Member, dialed: &Result<Arc<Connection>, Arc<StoreError>>) {
+        let mut state = self.state();
+        let slot = &mut state.slots[member];
+        slot.dialing = None;
+        match dialed {
+            Ok(connection) => slot.connection = Some(connection.clone()),
+            Err(error) => slot.fail(error.clone()),
+        }
+    }
+
+    /// Takes note that a member has answered.
+    pub(super) fn answered(&self, by: &Connection) {
+        if by.has_answered.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let is_first = {
             let mut state = self.state();
-            let is_first = state.slots.iter().all(|slot| slot.connection.is_none());
-            let slot = &mut state.slots[member];
-            slot.dialing = None;
-            match dialed {
-                Ok(connection) => {
-                    slot.backoff.reset();
-                    slot.failed = None;
-                    slot.connection = Some(connection.clone());
-                }
-                Err(error) => {
-                    let delay = slot.backoff.next_delay().mul_f64(fastrand::f64());
-                    slot.failed = Some((Instant::now() + delay, error.clone()));
-                }
-            }
-            is_first && dialed.is_ok()
+            let is_other = |slot: &Slot| slot.connection.as_ref().is_some_and(|other| other.is_up(by));
+            let is_first = !state.slots.iter().any(is_other);
+            let slot = &mut state.slots[by.member];
+            slot.backoff.reset();
+            slot.failed = None;
+            is_first
         };
         if is_first {
             self.recoveries.send_modify(|count| *count += 1);
@@ -252,12 +281,16 @@ impl Members {
         Recoveries::of(self.recoveries.subscribe())
     }
 
-    /// Goes to another member next time: this one does not answer, or lags behind.
-    pub(super) fn leave(&self, left: &Connection) {
+    /// Goes to another member next time: this one does not answer, or lags behind. One that never answered is left alone
+    /// for a while.
+    pub(super) fn leave(&self, left: &Connection, why: &StoreError) {
         let mut state = self.state();
         let slot = &mut state.slots[left.member];
         if slot.connection.as_ref().is_some_and(|known| std::ptr::eq(&**known, left)) {
             slot.connection = None;
+            if !left.has_answered.load(Ordering::Relaxed) {
+                slot.fail(Arc::new(again(why)));
+            }
             state.order.retain(|member| *member != left.member);
             state.order.push(left.member);
         }
@@ -296,10 +329,7 @@ impl std::fmt::Debug for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeSet,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
+    use std::{collections::BTreeSet, sync::atomic::AtomicUsize};
 
     use clap::Parser;
     use futures_util::future::join_all;
@@ -368,6 +398,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_takes_connections_and_never_answers_is_left_alone_as_well() {
+        let (address, accepted) = silent_member().await;
+        let members = members(&address);
+        for _ in 0..5 {
+            members.state().slots[0].failed = None;
+            let connection = members.connect(0).await.expect("a connection");
+            members.leave(&connection, &members.failure());
+        }
+        assert!(members.state().slots[0].failed.is_some());
+        assert_eq!(accepted.load(Ordering::Relaxed), 5);
+    }
+
+    #[tokio::test]
     async fn processes_try_the_members_in_different_orders() {
         let first = |_| members("a:1,b:1,c:1").pick(&[]);
         let firsts: BTreeSet<_> = (0..100).map(first).collect();
@@ -380,9 +423,13 @@ mod tests {
         let members = members(&address);
         let mut recoveries = members.recoveries();
         let connection = members.connect(0).await.expect("a connection");
+        assert!(recoveries.next().now_or_never().is_none(), "nobody knows whether there is an etcd");
+        members.answered(&connection);
         recoveries.next().await;
-        members.leave(&connection);
-        members.connect(0).await.expect("another connection");
+        members.leave(&connection, &members.failure());
+        let another = members.connect(0).await.expect("another connection");
+        members.answered(&another);
+        members.answered(&another);
         recoveries.next().await;
         assert!(recoveries.next().now_or_never().is_none(), "there was no third");
     }

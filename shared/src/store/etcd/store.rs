@@ -100,7 +100,7 @@ impl Store for EtcdStore {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.certificates.look(self.members.settings());
+        self.certificates.look(self.members.settings().clone());
         // A stream for each: its first answer is the one that etcd_client checks for a lost lease.
         let keep = self.members.call(Size::Small, |connection| async move {
             connection.client.lease_client().keep_alive(lease.0).await.map(drop)
@@ -174,8 +174,9 @@ impl Store for EtcdStore {
             if now.store != after.store || now.revision < after.revision {
                 return Err(StoreError::WentBack { read: after, now });
             }
-            self.members.leave(&opened.connection);
-            return Err(unavailable(&opened.connection.endpoint, "it lags behind the other members"));
+            let lags = unavailable(&opened.connection.endpoint, "it lags behind the other members");
+            self.members.leave(&opened.connection, &lags);
+            return Err(lags);
         }
         opened.follow(self.members.clone())
     }

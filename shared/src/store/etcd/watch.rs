@@ -113,7 +113,7 @@ impl Following {
                 Err(error) => {
                     let error = classify(endpoint, error);
                     if matches!(error, StoreError::Unavailable { .. }) {
-                        self.members.leave(&self.connection);
+                        self.members.leave(&self.connection, &error);
                     }
                     return Err(error);
                 }
@@ -131,9 +131,10 @@ impl Following {
     }
 
     fn hung(&self) -> StoreError {
+        let error = unavailable(&self.connection.endpoint, "it has stopped answering");
         self.connection.hung.cancel();
-        self.members.leave(&self.connection);
-        unavailable(&self.connection.endpoint, "it has stopped answering")
+        self.members.leave(&self.connection, &error);
+        error
     }
 }
 

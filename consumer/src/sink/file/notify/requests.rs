@@ -14,7 +14,7 @@ use rollcall_shared::{
     },
     process::{backoff::Backoff, error::one_line, readiness::Part, time::sleep_until},
     session::{Due, Refusals, Session, keeper::SessionHandle},
-    store::{Op, Store, StoreError},
+    store::{Op, Recoveries, Store, StoreError},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -79,13 +79,13 @@ impl RequestWriter {
                 Due::Now(ops) => ops,
                 Due::At(at) => {
                     self.written = Some((session, known));
-                    self.wait(&mut handle, Some(at)).await;
+                    self.wait(&mut handle, &mut recoveries, Some(at)).await;
                     continue;
                 }
                 Due::Nothing => {
                     self.part.ready();
                     self.written = Some((session, known));
-                    self.wait(&mut handle, None).await;
+                    self.wait(&mut handle, &mut recoveries, None).await;
                     continue;
                 }
             };
@@ -112,7 +112,7 @@ impl RequestWriter {
                     tokio::select! {
                         // No branch has taken anything when it is dropped.
                         () = tokio::time::sleep(backoff.next_delay()) => {}
-                        () = recoveries.next() => {}
+                        () = recoveries.next() => self.recovered(),
                         () = handle.changed() => {}
                     }
                 }
@@ -120,14 +120,27 @@ impl RequestWriter {
         }
     }
 
-    /// Waits until something else is to be requested, the session changes, or that time has come.
-    async fn wait(&mut self, handle: &mut SessionHandle, until: Option<Instant>) {
+    /// Waits until something else is to be requested, the session changes, the store is back, or that time has come.
+    async fn wait(
+        &mut self,
+        handle: &mut SessionHandle,
+        recoveries: &mut Recoveries,
+        until: Option<Instant>,
+    ) {
         tokio::select! {
             // Every branch is cancel safe. Where no target signals anybody, there is no sender.
             Ok(()) = self.requests.changed() => {}
             () = handle.changed() => {}
+            () = recoveries.next() => self.recovered(),
             () = sleep_until(until) => {}
         }
+    }
+
+    /// The store was away, and may have been restored to before our writes: they are made again. Agents answer a request
+    /// that they have answered before with the same ack.
+    fn recovered(&mut self) {
+        self.written = None;
+        self.refusals.hasten(Instant::now());
     }
 
     /// What is to be in the store.
