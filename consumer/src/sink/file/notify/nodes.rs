@@ -22,7 +22,7 @@ use rollcall_shared::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
 };
 
 use super::delivery::Reports;
@@ -145,7 +145,7 @@ impl NodeReports {
         let mut receivers = Cache::new("receivers");
         loop {
             tokio::select! {
-                // Both branches are cancel safe: channels.
+                // Every branch is cancel safe: channels, and a set of tasks.
                 update = updates.recv() => match update {
                     Some(update) => {
                         let delta = receivers.apply(update);
@@ -154,6 +154,11 @@ impl NodeReports {
                     None => return,
                 },
                 Some((node, update)) = acked.recv() => self.on_acks(&node, update),
+                Some(ended) = self.tasks.join_next() => match ended.map_err(JoinError::try_into_panic) {
+                    Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                    // It was stopped, as its node has no receiver of ours any more.
+                    Ok(()) | Err(Err(_)) => {}
+                },
             }
         }
     }
