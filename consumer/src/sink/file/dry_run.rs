@@ -45,6 +45,7 @@ async fn look(
 ) -> Result<Outcome, FileError> {
     let now = Instant::now();
     let (mut renderer, installer) = worker::parts(target);
+    worker::seed(&mut renderer, &installer);
     let (changes, verdict) = {
         let selection = selection.borrow();
         let verdict = selection.verdict(now);
@@ -56,9 +57,12 @@ async fn look(
         say(format!("{dest} stays as it is: {reason}"));
         return Ok(Outcome::Same);
     }
-    let Rendered { bytes, left_out, .. } = renderer.render(changes, now)?;
+    let Rendered { bytes, left_out, keeps_hosts, .. } = renderer.render(changes, now)?;
     verdict.services.into_values().for_each(|hold| say(hold.reason));
     left_out.into_iter().for_each(|instance| say(format!("leaves out {instance}")));
+    if keeps_hosts {
+        say(worker::KEPT.to_owned());
+    }
     if !installer.differs(&bytes)? {
         say(format!("{dest} stays as it is"));
         return Ok(Outcome::Same);

@@ -88,7 +88,8 @@ impl Worker {
 
     /// A worker for a target that was checked.
     pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
-        let (renderer, installer) = parts(target);
+        let (mut renderer, installer) = parts(target);
+        seed(&mut renderer, &installer);
         let state = target.file.notify.as_ref().map(|notify| {
             let subject = format!("{} and {notify}", target.file.dest.display());
             TargetState::open(state_dir, &target.name, subject)
@@ -124,12 +125,12 @@ impl Worker {
             let look_again = [next_change, self.renderer.next_look()].into_iter().flatten().min();
             return Ok(Made::Done(Applied::Unchanged(self.shown_again(current, held, look_again, step))));
         }
-        let Rendered { bytes, instances, left_out } = self.renderer.render(changes, now)?;
+        let Rendered { bytes, instances, left_out, keeps_hosts } = self.renderer.render(changes, now)?;
         let draft = Draft {
             digest: self.state.is_some().then(|| Digest::of(&bytes)),
             instances,
             held,
-            notes: note(&left_out).into_iter().collect(),
+            notes: note(&left_out).into_iter().chain(keeps_hosts.then(|| KEPT.to_owned())).collect(),
             started,
             look_again: [next_change, self.renderer.next_look()].into_iter().flatten().min(),
             step,
@@ -229,6 +230,16 @@ impl Worker {
             Some(state) => Ok(state.remember(acked.unwrap_or_default())?),
             None => Ok(()),
         }
+    }
+}
+
+/// What is said where host names stay that do not resolve.
+pub(super) const KEPT: &str = "no host name resolves here: kept as they were";
+
+/// Tells the renderer what stands in the file. One that cannot be read is a failure once it is to be replaced.
+pub(super) fn seed(renderer: &mut Renderer, installer: &Installer) {
+    if let Ok(Some(file)) = installer.installed() {
+        renderer.seed(&file);
     }
 }
 

@@ -3,6 +3,8 @@
 use minijinja::Value;
 use rollcall_shared::model::name::ContainerName;
 
+use super::hosts::Standing;
+
 /// What one service comes to, as long as its rows have not changed.
 #[derive(Debug)]
 pub(super) struct Block {
@@ -12,8 +14,8 @@ pub(super) struct Block {
     pub instances: usize,
     /// The instances that the format cannot express.
     pub left_out: Vec<String>,
-    /// The host names that its program resolves when it loads the file, and whether they resolved.
-    pub hosts: Vec<(ContainerName, bool)>,
+    /// The host names that its program resolves when it loads the file, and what followed for them.
+    pub hosts: Vec<(ContainerName, Standing)>,
 }
 
 /// A service's part of a file.

@@ -11,7 +11,8 @@ use rollcall_shared::model::{
 use super::{
     RenderError,
     block::{Block, Body},
-    hosts::Hosts,
+    hosts::{Hosts, Standing},
+    installed::Installed,
     view::View,
 };
 use crate::roll::Row;
@@ -60,6 +61,14 @@ impl Format {
     /// Whether its program takes services for one whose names differ in case only, and refuses the second.
     pub(super) fn ignores_case(self) -> bool {
         self == Format::NginxUpstream
+    }
+
+    /// What a file has whose program refuses some of what is new.
+    pub(super) fn read(self, text: &str) -> Installed {
+        match self {
+            Format::NginxUpstream => Installed::of_upstreams(text),
+            Format::CitusWorkers | Format::HaproxyBackend | Format::Json => Installed::default(),
+        }
     }
 
     /// One service's part of the file, of the names that were looked up.
@@ -122,11 +131,11 @@ fn servers(
     })
 }
 
-/// The rows whose host names resolve, and the others.
+/// The rows whose host names may stand in the file, and the others.
 fn resolved<'r>(rows: &[&'r Row], hosts: &Hosts) -> (Vec<&'r Row>, Vec<&'r Row>) {
     rows.iter().partition(|row| match &row.endpoint.address {
         Address::Ip(_) => true,
-        Address::Name(name) => hosts.resolves(name),
+        Address::Name(name) => hosts.standing(name) != Standing::LeftOut,
     })
 }
 

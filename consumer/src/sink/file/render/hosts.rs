@@ -1,55 +1,54 @@
-//! Which host names resolve now: a program that resolves them when it loads its file refuses the whole file for one that
-//! does not.
+//! Which host names may stand in the file: a program that resolves them when it loads it refuses the whole file for one
+//! that does not resolve.
 //!
-//! They are asked for where the file is rendered, on threads of their own and within a time: a resolver that hangs holds
-//! nobody up for longer. All of this blocks.
+//! A resolver that is away, or is not the one of the file's reader, takes no name out of the file. It is asked where the
+//! file is rendered; that blocks.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread,
     time::Duration,
 };
 
-use dns_lookup::LookupErrorKind;
 use rollcall_shared::model::name::ContainerName;
 use tokio::time::Instant;
 
-/// How long a rendering waits for all its names.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// How many names are asked for at once.
-const MAX_CONCURRENT_LOOKUPS: usize = 16;
-/// When a name that does not resolve is asked for again: it may be there as soon as its container is.
+use super::lookups::{self, Answer, Asked, Lookups, MAX_THREADS};
+
+/// When a name that is left out is asked for again: it may be there as soon as its container is.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a name that resolves is taken for one that still does.
+/// How long a name that is not left out is taken for one that still need not be.
 const MAX_AGE: Duration = Duration::from_secs(30);
 
-/// What a resolver says of a name.
+/// What follows for a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// It has an address.
-    Found,
-    /// There is no such name.
-    NotFound,
-    /// Nobody knows now. A name that was there before is taken to be there still: if the resolver is away, all names
-    /// would go at once.
-    Unknown,
+pub enum Standing {
+    /// It resolves, or did before its resolver went away: all names would go at once otherwise.
+    Resolves,
+    /// It stands in the file, and no name at all resolves here: this is not the resolver of the file's reader.
+    Kept,
+    /// It does not resolve.
+    LeftOut,
 }
 
-type Resolve = dyn Fn(&str) -> Answer + Send + Sync;
-
 /// The names that were asked for.
-#[derive(Clone)]
 pub struct Hosts {
-    resolve: Arc<Resolve>,
+    lookups: Lookups,
     known: BTreeMap<ContainerName, Host>,
+    /// The names of the file that was found, until they are asked for.
+    installed: BTreeSet<ContainerName>,
+    /// Whether no name resolves.
+    is_elsewhere: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Host {
-    resolves: bool,
+    answer: Answer,
+    /// Whether the file has it.
+    is_shown: bool,
     asked_at: Instant,
+    /// How many of its lookups hung, since one that did not.
+    hung: u32,
 }
 
 impl fmt::Debug for Hosts {
@@ -60,24 +59,40 @@ impl fmt::Debug for Hosts {
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self::new(ask)
+        Self::new(lookups::ask)
     }
 }
 
 impl Hosts {
     /// Names that this resolver knows.
     pub fn new(resolve: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
-        Self { resolve: Arc::new(resolve), known: BTreeMap::new() }
+        let (known, installed) = (BTreeMap::new(), BTreeSet::new());
+        Self { lookups: Lookups::new(resolve), known, installed, is_elsewhere: false }
     }
 
-    /// Whether a name that was asked for resolves.
-    pub fn resolves(&self, name: &ContainerName) -> bool {
-        self.known.get(name).is_some_and(|host| host.resolves)
+    /// Takes in the names of the file that is there: they have resolved for its reader.
+    pub fn seed(&mut self, installed: BTreeSet<ContainerName>) {
+        self.installed = installed;
     }
 
-    /// When a name that does not resolve is to be asked for again.
+    /// What follows for a name that was asked for.
+    pub fn standing(&self, name: &ContainerName) -> Standing {
+        self.known.get(name).map_or(Standing::LeftOut, |host| self.standing_of(host))
+    }
+
+    fn standing_of(&self, host: &Host) -> Standing {
+        match host.answer {
+            Answer::Found => Standing::Resolves,
+            Answer::Unknown if host.is_shown => Standing::Resolves,
+            Answer::NotFound if host.is_shown && self.is_elsewhere => Standing::Kept,
+            Answer::NotFound | Answer::Unknown => Standing::LeftOut,
+        }
+    }
+
+    /// When a name that is left out is to be asked for again.
     pub fn next_look(&self) -> Option<Instant> {
-        self.known.values().filter(|host| !host.resolves).map(|host| host.asked_at + RETRY_INTERVAL).min()
+        let left_out = self.known.values().filter(|host| self.standing_of(host) == Standing::LeftOut);
+        left_out.map(|host| host.asked_at + RETRY_INTERVAL).min()
     }
 
     /// Asks for the names that nobody has asked for yet.
@@ -89,70 +104,67 @@ impl Hosts {
     /// Asks again for the names whose answers are old, and forgets those that are not used any more.
     pub fn look_again(&mut self, is_used: impl Fn(&ContainerName) -> bool, now: Instant) {
         self.known.retain(|name, _| is_used(name));
-        let is_due =
-            |host: &Host| host.asked_at + if host.resolves { MAX_AGE } else { RETRY_INTERVAL } <= now;
+        let is_due = |host: &Host| {
+            let is_left_out = self.standing_of(host) == Standing::LeftOut;
+            host.asked_at + if is_left_out { RETRY_INTERVAL } else { MAX_AGE } <= now
+        };
         let due = self.known.iter().filter(|(_, host)| is_due(host)).map(|(name, _)| name.clone());
         self.ask(due.collect(), now);
     }
 
-    fn ask(&mut self, names: VecDeque<ContainerName>, now: Instant) {
-        let mut answers = if names.is_empty() { BTreeMap::new() } else { ask_all(&self.resolve, &names) };
+    /// What hung before is asked for last, and leaves half of the threads to the others.
+    fn ask(&mut self, names: Vec<ContainerName>, now: Instant) {
+        let hung = |name: &ContainerName| self.known.get(name).map_or(0, |host| host.hung);
+        let (mut suspects, mut queue): (Vec<_>, Vec<_>) =
+            names.iter().cloned().partition(|name| hung(name) > 0);
+        queue.sort_by_key(|name| self.known.contains_key(name));
+        suspects.sort_by_key(hung);
+        suspects.truncate(self.lookups.free().saturating_sub(MAX_THREADS / 2));
+        let asked: BTreeSet<_> = queue.iter().chain(&suspects).cloned().collect();
+        let Asked { mut answers, not_begun } = self.lookups.ask(queue.into_iter().chain(suspects).collect());
+        let not_begun: BTreeSet<_> = not_begun.into_iter().collect();
         for name in names {
-            let resolves = match answers.remove(&name).unwrap_or(Answer::Unknown) {
-                Answer::Found => true,
-                Answer::NotFound => false,
-                Answer::Unknown => self.resolves(&name),
-            };
-            self.known.insert(name, Host { resolves, asked_at: now });
+            let answer = answers.remove(&name);
+            let hangs = answer.is_none() && asked.contains(&name) && !not_begun.contains(&name);
+            self.on_answer(name, answer, hangs, now);
         }
+        self.settle();
     }
-}
 
-/// Asks for several names at once, within [`TIMEOUT`].
-fn ask_all(resolve: &Arc<Resolve>, names: &VecDeque<ContainerName>) -> BTreeMap<ContainerName, Answer> {
-    let queue = Arc::new(Mutex::new(names.clone()));
-    let (answers, answered) = mpsc::channel();
-    for _ in 0..names.len().min(MAX_CONCURRENT_LOOKUPS) {
-        let (resolve, queue, answers) = (resolve.clone(), queue.clone(), answers.clone());
-        let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        thread::spawn(move || {
-            while let Some(name) = next() {
-                let answer = resolve(name.as_str());
-                if answers.send((name, answer)).is_err() {
-                    // Nobody waits any more.
-                    return;
-                }
-            }
-        });
+    fn on_answer(&mut self, name: ContainerName, answer: Option<Answer>, hangs: bool, now: Instant) {
+        let is_installed = self.installed.remove(&name);
+        let new = Host { answer: Answer::Unknown, is_shown: is_installed, asked_at: now, hung: 0 };
+        let host = self.known.entry(name).or_insert(new);
+        host.asked_at = now;
+        host.answer = answer.unwrap_or(Answer::Unknown);
+        host.is_shown |= host.answer == Answer::Found;
+        host.hung = if answer.is_some() { 0 } else { host.hung + u32::from(hangs) };
     }
-    drop(answers);
-    let deadline = std::time::Instant::now() + TIMEOUT;
-    let next = || answered.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now()));
-    std::iter::from_fn(|| next().ok()).collect()
-}
 
-/// Asks as nginx does: the C library, with all its sources of names.
-fn ask(name: &str) -> Answer {
-    match dns_lookup::lookup_host(name) {
-        Ok(_) => Answer::Found,
-        Err(error) if matches!(error.kind(), LookupErrorKind::NoName | LookupErrorKind::NoData) => {
-            Answer::NotFound
+    /// A name that does not resolve leaves the file, where others do.
+    fn settle(&mut self) {
+        self.is_elsewhere = self.known.values().all(|host| host.answer != Answer::Found);
+        for host in self.known.values_mut().filter(|host| host.answer == Answer::NotFound) {
+            host.is_shown &= self.is_elsewhere;
         }
-        Err(_) => Answer::Unknown,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex, mpsc};
+
     use super::*;
+
+    type Table = Arc<Mutex<BTreeMap<&'static str, Answer>>>;
 
     fn name(text: &str) -> ContainerName {
         text.parse().expect("a name")
     }
 
     /// Names that are answered as the table says, which may change.
-    fn hosts() -> (Hosts, Arc<Mutex<BTreeMap<&'static str, Answer>>>) {
-        let table = Arc::new(Mutex::new(BTreeMap::new()));
+    fn hosts() -> (Hosts, Table) {
+        let table = Table::default();
         let answers = table.clone();
         let resolve = move |name: &str| {
             let answers = answers.lock().expect("nobody panics");
@@ -161,58 +173,99 @@ mod tests {
         (Hosts::new(resolve), table)
     }
 
+    fn set(table: &Table, answers: &[(&'static str, Answer)]) {
+        table.lock().expect("no panic").extend(answers.iter().copied());
+    }
+
     #[test]
     fn a_name_that_appears_or_goes_is_found_out_after_a_while() {
         let (mut hosts, table) = hosts();
         let now = Instant::now();
-        hosts.look_up([name("a")], now);
-        assert!(!hosts.resolves(&name("a")));
+        set(&table, &[("other", Answer::Found)]);
+        hosts.look_up([name("a"), name("other")], now);
+        assert_eq!(hosts.standing(&name("a")), Standing::LeftOut);
         assert_eq!(hosts.next_look(), Some(now + RETRY_INTERVAL));
-        table.lock().expect("no panic").insert("a", Answer::Found);
+        set(&table, &[("a", Answer::Found)]);
         hosts.look_again(|_| true, now + RETRY_INTERVAL / 2);
-        assert!(!hosts.resolves(&name("a")), "it is too soon");
+        assert_eq!(hosts.standing(&name("a")), Standing::LeftOut, "it is too soon");
         hosts.look_again(|_| true, now + RETRY_INTERVAL);
-        assert!(hosts.resolves(&name("a")));
+        assert_eq!(hosts.standing(&name("a")), Standing::Resolves);
         assert_eq!(hosts.next_look(), None);
-        table.lock().expect("no panic").clear();
+        set(&table, &[("a", Answer::NotFound)]);
         hosts.look_again(|_| true, now + RETRY_INTERVAL + MAX_AGE);
-        assert!(!hosts.resolves(&name("a")));
+        assert_eq!(hosts.standing(&name("a")), Standing::LeftOut);
     }
 
     #[test]
     fn a_resolver_that_is_away_takes_no_name_with_it() {
         let (mut hosts, table) = hosts();
         let now = Instant::now();
-        table.lock().expect("no panic").insert("a", Answer::Found);
+        set(&table, &[("a", Answer::Found)]);
         hosts.look_up([name("a")], now);
-        table.lock().expect("no panic").extend([("a", Answer::Unknown), ("b", Answer::Unknown)]);
+        set(&table, &[("a", Answer::Unknown), ("b", Answer::Unknown)]);
         hosts.look_again(|_| true, now + MAX_AGE);
         hosts.look_up([name("b")], now + MAX_AGE);
-        assert!(hosts.resolves(&name("a")));
-        assert!(!hosts.resolves(&name("b")), "it was never there");
+        assert_eq!(hosts.standing(&name("a")), Standing::Resolves);
+        assert_eq!(hosts.standing(&name("b")), Standing::LeftOut, "it was never there");
     }
 
     #[test]
-    fn a_resolver_that_hangs_is_waited_for_so_long_and_no_longer() {
+    fn what_follows_for_a_name_after_a_restart() {
+        use Answer::{Found, NotFound, Unknown};
+        use Standing::{Kept, LeftOut, Resolves};
+        for (installed, others, answer, expected) in [
+            (true, NotFound, Unknown, Resolves),
+            (true, NotFound, NotFound, Kept),
+            (true, Unknown, NotFound, Kept),
+            (true, Found, NotFound, LeftOut),
+            (true, Found, Unknown, Resolves),
+            (false, NotFound, NotFound, LeftOut),
+            (false, Found, Unknown, LeftOut),
+            (false, NotFound, Found, Resolves),
+        ] {
+            let (mut hosts, table) = hosts();
+            set(&table, &[("a", answer), ("other", others)]);
+            hosts.seed(installed.then(|| name("a")).into_iter().collect());
+            hosts.look_up([name("a"), name("other")], Instant::now());
+            assert_eq!(hosts.standing(&name("a")), expected, "{installed} {others:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_stay_though_none_resolves_go_once_another_one_does() {
+        let (mut hosts, table) = hosts();
+        let now = Instant::now();
+        hosts.seed([name("a"), name("b")].into());
+        hosts.look_up([name("a"), name("b")], now);
+        assert_eq!(hosts.standing(&name("a")), Standing::Kept);
+        set(&table, &[("b", Answer::Found)]);
+        hosts.look_again(|_| true, now + MAX_AGE);
+        assert_eq!(hosts.standing(&name("a")), Standing::LeftOut);
+        assert_eq!(hosts.standing(&name("b")), Standing::Resolves);
+        set(&table, &[("a", Answer::Unknown), ("b", Answer::Unknown)]);
+        hosts.look_again(|_| true, now + 2 * MAX_AGE);
+        assert_eq!(hosts.standing(&name("a")), Standing::LeftOut, "it is not in the file any more");
+    }
+
+    #[test]
+    fn names_that_hang_starve_no_other_one() {
         let (_release, hold) = mpsc::channel::<()>();
         let hold = Mutex::new(hold);
-        let mut hosts = Hosts::new(move |name| match name {
-            "hangs" => {
+        let mut hosts = Hosts::new(move |name| {
+            if name.starts_with("a-tarpit") {
                 let _ = hold.lock().expect("no panic").recv();
-                Answer::Found
             }
-            _ => Answer::Found,
+            Answer::Found
         });
-        let begun = std::time::Instant::now();
-        hosts.look_up([name("hangs"), name("works")], Instant::now());
-        assert!(begun.elapsed() >= TIMEOUT && begun.elapsed() < 3 * TIMEOUT);
-        assert!(hosts.resolves(&name("works")) && !hosts.resolves(&name("hangs")));
-    }
-
-    #[test]
-    fn the_systems_own_resolver_knows_this_host() {
-        assert_eq!(ask("localhost"), Answer::Found);
-        assert_ne!(ask("no-such-name.invalid"), Answer::Found);
+        let now = Instant::now();
+        hosts.look_up((0..MAX_THREADS / 2).map(|number| name(&format!("a-tarpit-{number}"))), now);
+        let tarpits = hosts.known.values().filter(|host| host.hung == 1).count();
+        assert_eq!(tarpits, MAX_THREADS / 2);
+        // They are due, and hang still: nobody waits for them, nor are more threads lost to them.
+        hosts.look_again(|_| true, now + RETRY_INTERVAL);
+        assert_eq!(hosts.lookups.free(), MAX_THREADS / 2);
+        hosts.look_up([name("works")], now + RETRY_INTERVAL);
+        assert_eq!(hosts.standing(&name("works")), Standing::Resolves);
     }
 
     #[test]

@@ -4,6 +4,8 @@ mod block;
 pub mod format;
 mod go;
 pub mod hosts;
+mod installed;
+mod lookups;
 pub mod renderer;
 mod template;
 mod view;

@@ -5,7 +5,7 @@
 //! Nothing is written here.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
 };
 
@@ -18,7 +18,13 @@ use rollcall_shared::{
 };
 use tokio::time::Instant;
 
-use super::{Format, block::Block, hosts::Hosts, template};
+use super::{
+    Format,
+    block::Block,
+    hosts::{Hosts, Standing},
+    installed::Installed,
+    template,
+};
 use crate::roll::{Row, Selection, Verdict, Version};
 
 /// What a target's file is made by.
@@ -63,6 +69,8 @@ pub struct Rendered {
     pub instances: usize,
     /// The instances that the format cannot express.
     pub left_out: Vec<String>,
+    /// Whether host names stay that do not resolve, as none does here.
+    pub keeps_hosts: bool,
 }
 
 /// Renders one target.
@@ -77,6 +85,8 @@ pub struct Renderer {
     blocks: BTreeMap<ServiceName, (Version, Block)>,
     /// The host names of the blocks, where their program resolves them when it loads the file.
     hosts: Hosts,
+    /// The services that the file has, where its program takes some of them for one.
+    shown: BTreeSet<ServiceName>,
 }
 
 /// What a selection has that was not rendered yet.
@@ -98,7 +108,16 @@ impl Changes {
 impl Renderer {
     /// A renderer for the target. The `named` services are there also while they have no instance.
     pub fn new(target: TargetName, content: Content, named: Vec<ServiceName>) -> Self {
-        Self { target, content, named, blocks: BTreeMap::new(), hosts: Hosts::default() }
+        let (blocks, hosts, shown) = (BTreeMap::new(), Hosts::default(), BTreeSet::new());
+        Self { target, content, named, blocks, hosts, shown }
+    }
+
+    /// Takes in the file that is there: what it has is not the first to go.
+    pub fn seed(&mut self, file: &[u8]) {
+        let Content::Format(format) = self.content else { return };
+        let Installed { services, hosts } = format.read(&String::from_utf8_lossy(file));
+        self.shown = services;
+        self.hosts.seed(hosts);
     }
 
     /// Checks what can be checked before there is a roll: that a template can be read and parsed.
@@ -123,7 +142,7 @@ impl Renderer {
             let version = selection.version(service, verdict);
             let is_known = self.blocks.get(service).is_some_and(|(known, block)| {
                 *known == version
-                    && block.hosts.iter().all(|(name, resolved)| self.hosts.resolves(name) == *resolved)
+                    && block.hosts.iter().all(|(name, standing)| self.hosts.standing(name) == *standing)
             });
             let rows = || selection.rows(service, verdict).into_iter().cloned().collect();
             (!is_known).then(|| (service.clone(), version, rows()))
@@ -156,7 +175,12 @@ impl Renderer {
         let mut blocks: Vec<(&ServiceName, &Block)> =
             absent.iter().map(|(name, block)| (*name, block)).chain(present).collect();
         blocks.sort_by_key(|(service, _)| *service);
-        let clashes = self.leave_clashes_out(&mut blocks);
+        let clashes = match self.content {
+            Content::Format(format) if format.ignores_case() => {
+                leave_clashes_out(&mut blocks, &mut self.shown)
+            }
+            _ => vec![],
+        };
         let bytes = match &self.content {
             Content::Format(format) => format.join(blocks.iter().filter_map(|(_, block)| block.text())),
             Content::Template(path) => template::fill(path, &self.target, &blocks)?,
@@ -165,13 +189,17 @@ impl Renderer {
             bytes,
             instances: blocks.iter().map(|(_, block)| block.instances).sum(),
             left_out: blocks.iter().flat_map(|(_, block)| &block.left_out).cloned().chain(clashes).collect(),
+            keeps_hosts: blocks
+                .iter()
+                .flat_map(|(_, block)| &block.hosts)
+                .any(|(_, standing)| *standing == Standing::Kept),
         })
     }
 
     /// Asks again for host names whose answers are old. What has changed by that is among the next changes.
     pub fn look_again(&mut self, now: Instant) {
-        let used: HashSet<_> = self.blocks.values().flat_map(|(_, block)| &block.hosts).collect();
-        let used: HashSet<_> = used.into_iter().map(|(name, _)| name).collect();
+        let hosts = self.blocks.values().flat_map(|(_, block)| &block.hosts);
+        let used: HashSet<_> = hosts.map(|(name, _)| name).collect();
         self.hosts.look_again(|name| used.contains(name), now);
     }
 
@@ -188,33 +216,40 @@ impl Renderer {
         }
     }
 
-    /// Leaves out the services that the program takes for another one, and names them: the first in order stays.
-    fn leave_clashes_out(&self, blocks: &mut Vec<(&ServiceName, &Block)>) -> Vec<String> {
-        if !matches!(self.content, Content::Format(format) if format.ignores_case()) {
-            return vec![];
-        }
-        let mut first = HashMap::new();
-        let mut clashes = vec![];
-        blocks.retain(|(service, _)| {
-            let stays = *first.entry(service.as_str().to_ascii_lowercase()).or_insert(*service);
-            if stays != *service {
-                clashes.push(format!("service {service}, which differs from {stays} in case only"));
-            }
-            stays == *service
-        });
-        clashes
-    }
-
     fn block(&self, service: &ServiceName, rows: &[&Row]) -> Result<Block, RenderError> {
         match &self.content {
             Content::Format(format) => {
                 let hosts = rows.iter().filter_map(|row| self.host(row));
-                let hosts = hosts.map(|name| (name.clone(), self.hosts.resolves(name))).collect();
+                let hosts = hosts.map(|name| (name.clone(), self.hosts.standing(name))).collect();
                 Ok(Block { hosts, ..format.block(service, rows, &self.hosts)? })
             }
             Content::Template(_) => Ok(template::block(rows)),
         }
     }
+}
+
+/// Leaves out the services that the program takes for another one, and names them: the one that was `shown` stays, and
+/// the first in order among those that are new.
+fn leave_clashes_out(
+    blocks: &mut Vec<(&ServiceName, &Block)>,
+    shown: &mut BTreeSet<ServiceName>,
+) -> Vec<String> {
+    let (old, new): (Vec<&ServiceName>, Vec<_>) =
+        blocks.iter().map(|(service, _)| *service).partition(|service| shown.contains(*service));
+    let mut stay = HashMap::new();
+    for service in old.into_iter().chain(new) {
+        stay.entry(service.as_str().to_ascii_lowercase()).or_insert(service);
+    }
+    let mut clashes = vec![];
+    blocks.retain(|(service, _)| {
+        let stays = stay[&service.as_str().to_ascii_lowercase()];
+        if stays != *service {
+            clashes.push(format!("service {service}, which differs from {stays} in case only"));
+        }
+        stays == *service
+    });
+    *shown = stay.into_values().cloned().collect();
+    clashes
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use rollcall_shared::{
 use tokio::time::Instant;
 
 use super::{
-    super::{format::is_reachable, hosts::Answer},
+    super::{format::is_reachable, lookups::Answer},
     *,
 };
 use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
@@ -172,6 +172,44 @@ fn a_host_name_that_does_not_resolve_is_left_out_until_it_does_where_the_program
         let rendered = rendered(&mut other, &selection).expect("it renders");
         assert!(rendered.left_out.is_empty(), "{format:?} takes names as they are");
     }
+}
+
+const OLD: &[u8] = b"# Rendered by Rollcall; do not edit.\n\nupstream api {\n    server api-3:8003;\n}\n";
+
+#[test]
+fn a_restart_while_the_resolver_is_away_or_is_another_one_empties_no_upstream() {
+    for (answer, keeps_hosts) in [(Answer::Unknown, false), (Answer::NotFound, true)] {
+        let mut nginx = renderer(Content::Format(Format::NginxUpstream), &[]);
+        nginx.hosts = Hosts::new(move |_| answer);
+        nginx.seed(OLD);
+        let mut instances = three();
+        let name = Address::Name("new".parse().expect("a name"));
+        instances.push((testing::id(4), Instance { address: name, ..testing::instance(4, "api") }));
+        let rendered = rendered(&mut nginx, &selection(instances)).expect("it renders");
+        assert!(text(&rendered).contains("server api-3:8003;"), "{answer:?}: {}", text(&rendered));
+        assert_eq!(rendered.left_out, ["api-4 of h1 at new:8004, which does not resolve"], "{answer:?}");
+        assert_eq!(rendered.keeps_hosts, keeps_hosts, "{answer:?}");
+    }
+}
+
+#[test]
+fn a_service_that_was_shown_stays_whatever_else_differs_from_it_in_case_only() {
+    let of = |services: &[&str]| {
+        let one =
+            |(number, service): (usize, &&str)| (testing::id(number), testing::instance(number, service));
+        selection(services.iter().enumerate().map(one).collect())
+    };
+    let mut nginx = renderer(Content::Format(Format::NginxUpstream), &[]);
+    rendered(&mut nginx, &of(&["web"])).expect("it renders");
+    let both = rendered(&mut nginx, &of(&["web", "WEB", "Web"])).expect("it renders");
+    assert!(text(&both).contains("upstream web {"), "{}", text(&both));
+    let named = |name: &str| format!("service {name}, which differs from web in case only");
+    assert_eq!(both.left_out, ["WEB", "Web"].map(named));
+    let mut restarted = renderer(Content::Format(Format::NginxUpstream), &[]);
+    restarted.seed(&both.bytes);
+    assert_eq!(rendered(&mut restarted, &of(&["web", "WEB", "Web"])).expect("it renders"), both);
+    let others = rendered(&mut nginx, &of(&["WEB", "Web"])).expect("it renders");
+    assert!(text(&others).contains("upstream WEB {"), "it has gone: {}", text(&others));
 }
 
 #[test]
