@@ -225,6 +225,7 @@ impl Target {
         match self.sink.apply(&self.selection).await {
             Ok(Applied::Held { until, reason }) => {
                 self.again = until;
+                self.reconcile_at = Some(Instant::now() + self.reconcile);
                 let reason = match until {
                     Some(until) => {
                         format!("keeps the last file for up to {}: {reason}", whole_seconds(until - begun))

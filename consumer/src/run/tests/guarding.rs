@@ -132,3 +132,20 @@ async fn a_state_folder_that_cannot_be_written_stops_no_file_and_nobody_is_signa
         until(async || scene.path(file).exists().then_some(())).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_someone_changes_while_it_is_held_is_told_of_and_put_back_afterwards() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let guard = "format = \"citus-workers\"\nguard = { min_instances = 1, hold = \"forever\" }";
+    let running = scene.start(guard).await;
+    scene.file_has("10.0.0.1 8001").await;
+    scene.delete(1).await;
+    running.is_not_ready("target web", "keeps the last file: ").await;
+    fs::write(scene.path("file"), "other\n").expect("a file");
+    running.is_not_ready("target web", "someone else changed the file meanwhile").await;
+    assert_eq!(scene.file(), "other\n");
+    scene.put(1).await;
+    scene.file_has("10.0.0.1 8001").await;
+    running.is_ready().await;
+}

@@ -111,10 +111,12 @@ impl Worker {
     pub fn make(&mut self, selection: &watch::Receiver<Selection>, now: Instant) -> Result<Made, FileError> {
         self.renderer.look_again(now);
         let Taken { changes, verdict, started, step } = self.take(&selection.borrow(), now);
+        let found = self.installer.stamp();
         if let Some(Hold { until, reason }) = verdict.floor {
+            let was_changed = self.current.as_ref().is_some_and(|current| current.stamp != found);
+            let reason = if was_changed { format!("{reason}; {CHANGED}") } else { reason };
             return Ok(Made::Done(Applied::Held { until, reason }));
         }
-        let found = self.installer.stamp();
         // Away until the new file is there: what fails is tried from the start.
         let current = self.current.take();
         let was_changed = current.as_ref().is_some_and(|current| current.stamp != found);
@@ -232,6 +234,9 @@ impl Worker {
         }
     }
 }
+
+/// What is said of a file that is not as it was left, while it stays.
+const CHANGED: &str = "someone else changed the file meanwhile";
 
 /// What is said where host names stay that do not resolve.
 pub(super) const KEPT: &str = "no host name resolves here: kept as they were";
