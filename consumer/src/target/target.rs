@@ -253,7 +253,10 @@ impl Target {
                 Ok(())
             }
             Err(error) => {
-                self.again = Some(Instant::now() + self.backoff.next_delay());
+                let now = Instant::now();
+                // Whatever failed, such as a check, costs as much as a reload.
+                self.pacer.reloaded(now);
+                self.again = Some(now + self.backoff.next_delay());
                 let reason = one_line(&*error);
                 self.part.failed(reason.clone());
                 self.count("rollcall_consumer_failures_total");
@@ -344,5 +347,55 @@ async fn next_notification(notifier: &mut Option<NotifierHandle>) -> Option<Noti
     match notifier {
         Some(notifier) => notifier.notifications.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use rollcall_shared::process::readiness::Readiness;
+
+    use super::*;
+    use crate::{
+        roll::Select,
+        sink::SinkError,
+        target::{loss_guard::GuardSettings, pacer::PaceSettings},
+    };
+
+    /// Applies nothing, and counts how often it was asked to.
+    #[derive(Debug, Default, Clone)]
+    struct Refusing(Arc<Mutex<usize>>);
+
+    #[async_trait]
+    impl Sink for Refusing {
+        async fn apply(&mut self, _: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
+            *self.0.lock().expect("no panic") += 1;
+            Err("the check refuses the new file".into())
+        }
+
+        async fn remember(&mut self, _: Option<Acked>) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_fail_are_tried_at_the_targets_pace() {
+        let selection =
+            watch::Sender::new(Selection::new(Select::default().into(), GuardSettings::default()));
+        let (sink, stop) = (Refusing::default(), CancellationToken::new());
+        let pacer = Pacer::new(PaceSettings::heartbeat(Duration::from_secs(60)));
+        let (name, part) = ("web".parse().expect("a name"), Readiness::default().part("target web"));
+        let (receiver, reconcile) = (selection.subscribe(), Duration::from_secs(30));
+        let target = Target::new(name, receiver, Box::new(sink.clone()), pacer, reconcile, None, part);
+        let running = tokio::spawn(target.run(stop.clone()));
+        for _ in 0..590 {
+            selection.send_modify(|_| {});
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert_eq!(*sink.0.lock().expect("no panic"), 2, "one in a minute");
+        stop.cancel();
+        running.await.expect("no panic");
     }
 }
