@@ -1,6 +1,7 @@
 //! A user's command: its words, run without a shell and within a time-out.
 //!
-//! Commands check staged files and notify targets. After the time-out the whole process group is killed.
+//! Commands check staged files and notify targets. After the time-out the whole process group is told to end, and killed
+//! soon after.
 
 use std::{
     ffi::OsStr,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use rollcall_shared::process::time;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, Command},
@@ -87,6 +89,9 @@ const MAX_KEPT_BYTES: usize = 4096;
 /// How long the rest of its output is waited for after a command has ended: a child of it may hold the pipe open.
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// How long a command that took too long may clear up.
+const TERM_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl CommandLine {
     /// A command of these words.
     ///
@@ -111,8 +116,8 @@ impl CommandLine {
         self.program.contains(FILE) || self.arguments.iter().any(|word| word.contains(FILE))
     }
 
-    /// Runs it for the staged `file` that goes to `dest`, and kills it after the time-out, or when it is not waited for
-    /// any more.
+    /// Runs it for the staged `file` that goes to `dest`, and ends it after the time-out. It is killed when it is not waited
+    /// for any more.
     ///
     /// # Errors
     /// Any end but the exit code 0.
@@ -141,13 +146,14 @@ impl CommandLine {
         {
             return Ok(());
         }
-        if ended.is_err() {
-            group.kill().await;
-        }
         let said = match errors.first_line().await {
             Some(line) => Some(line),
             None => output.first_line().await,
         };
+        // Afterwards: what it says when it is told to end is no reason.
+        if ended.is_err() {
+            group.end().await;
+        }
         let said = said.map(|line| format!(": {line}")).unwrap_or_default();
         Err(match ended {
             Ok(Ok(status)) => CommandError::Failed { program, status: show(status), said },
@@ -176,25 +182,28 @@ fn show(status: ExitStatus) -> String {
 struct Group(Child);
 
 impl Group {
-    async fn kill(&mut self) {
-        self.signal();
+    /// Its first process is reaped last: until then, the group's number is no other one's.
+    async fn end(&mut self) {
+        self.signal(Signal::TERM);
+        tokio::time::sleep(TERM_TIMEOUT).await;
+        self.signal(Signal::KILL);
         // It may be gone already; then there is nothing left to end.
         let _ = self.0.kill().await;
     }
 
-    fn signal(&self) {
+    fn signal(&self, signal: Signal) {
         // It has no ID any more once it has ended.
-        let group = self.0.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+        let group = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         if let Some(group) = group {
-            let killed = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            tracing::debug!(?killed, "ended a command that was not waited for any more");
+            let killed = kill_process_group(group, signal);
+            tracing::debug!(?killed, ?signal, "ended a command that was not waited for any more");
         }
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.signal();
+        self.signal(Signal::KILL);
     }
 }
 
@@ -315,6 +324,18 @@ mod tests {
         assert_eq!(late, "sh took more than 200ms");
         tokio::time::sleep(Duration::from_millis(1200)).await;
         assert!(!touch.exists(), "a child went on");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_takes_too_long_may_clear_up() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let copy = dir.path().join("copy");
+        let command = format!("sh -c 'trap \"rm {0}; exit\" TERM; touch {0}; sleep 20'", copy.display());
+        let late = run(&command, Duration::from_secs(1)).await.expect_err("it takes too long");
+        assert_eq!(late, "sh took more than 1s");
+        assert!(!copy.exists());
+        let deaf = run("sh -c 'trap \"\" TERM; sleep 20'", Duration::from_millis(200)).await;
+        assert_eq!(deaf, Err("sh took more than 200ms".to_owned()));
     }
 
     #[test]
