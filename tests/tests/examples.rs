@@ -7,24 +7,31 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use rollcall_tests::{Container, DockerHost, Etcd, image, program, tool};
 
-/// What the unit lets the consumer write, and lets root do: deploy/systemd/rollcall-consumer.service.
-const UNIT: [&str; 15] = [
-    "--read-only",
-    "--tmpfs=/tmp",
-    "--tmpfs=/var/lib/rollcall",
-    "--tmpfs=/etc/nginx/conf.d",
-    "--tmpfs=/etc/citus",
-    "--cap-drop=ALL",
-    "--cap-add=CHOWN",
-    "--cap-add=DAC_OVERRIDE",
-    "--cap-add=FOWNER",
-    "--cap-add=FSETID",
-    "--cap-add=KILL",
-    "--cap-add=NET_BIND_SERVICE",
-    "--security-opt=no-new-privileges",
-    "--volume=/etc/haproxy",
-    "--init",
-];
+/// What binds a container as the consumer's unit binds the consumer: what it may write, and what root may do.
+fn restrictions() -> Result<Vec<String>> {
+    let unit = fs::read_to_string(tool::workspace().join("deploy/systemd/rollcall-consumer.service"))?;
+    let setting = |name: &str| -> Result<Vec<String>> {
+        let value = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let words = value.with_context(|| format!("the unit has no {name}"))?.split_whitespace();
+        Ok(words.map(str::to_owned).collect())
+    };
+    anyhow::ensure!(setting("ProtectSystem")? == ["strict"] && setting("NoNewPrivileges")? == ["yes"]);
+    let paths = setting("ReadWritePaths")?;
+    // A volume has what the image has there.
+    let paths = paths.iter().map(|path| format!("--volume={}", path.trim_start_matches('-')));
+    let capabilities = setting("CapabilityBoundingSet")?;
+    let capabilities =
+        capabilities.iter().map(|name| format!("--cap-add={}", name.trim_start_matches("CAP_")));
+    let fixed = [
+        "--read-only",
+        "--tmpfs=/tmp",
+        "--tmpfs=/var/lib/rollcall",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--init",
+    ];
+    Ok(fixed.map(str::to_owned).into_iter().chain(paths).chain(capabilities).collect())
+}
 
 fn examples() -> PathBuf {
     tool::workspace().join("deploy/examples")
@@ -72,7 +79,8 @@ fn consumer(etcd: &Etcd, example: &str, option: &str) -> String {
 fn every_example_is_rendered_and_checked_by_its_own_program_under_the_units_restrictions() -> Result<()> {
     let etcd = Etcd::start()?;
     register(&etcd)?;
-    let host = host(&UNIT)?;
+    let restrictions = restrictions()?;
+    let host = host(&restrictions.iter().map(String::as_str).collect::<Vec<_>>())?;
     let mut seen = 0;
     for entry in fs::read_dir(examples())? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -149,6 +157,27 @@ fn the_check_of_nginx_sees_the_whole_configuration_and_leaves_the_host_as_it_was
     let after = state()?;
     assert_eq!(after.symmetric_difference(&before).collect::<Vec<_>>(), [""; 0]);
     assert_eq!(shell(&host, "ls -A /tmp")?.1.trim(), ".new.conf", "it clears what it made");
+    // Without this line, nginx opens a log whose name is compiled in.
+    shell(&host, "sed -i /access_log/d /etc/nginx/nginx.conf; rm -f /var/log/nginx/access.log")?;
+    let (code, said) = check("upstream web { server 10.0.0.1:1; }")?;
+    assert_eq!((code, said.trim()), (0, ""));
+    assert_ne!(shell(&host, "test -e /var/log/nginx/access.log")?.0, 0, "it was opened");
+    Ok(())
+}
+
+#[test]
+fn a_check_of_nginx_that_is_told_to_end_clears_what_it_made() -> Result<()> {
+    let host = host(&[])?;
+    let (code, said) = shell(
+        &host,
+        "mkdir /bin/slow; cd /bin/slow; export PATH=/bin/slow:$PATH TMPDIR=/tmp\n\
+         printf '#!/bin/sh\ncase $* in *-t*) touch /run/begun; exec sleep 60;; esac\nexec /usr/sbin/nginx \"$@\"\n' >nginx\n\
+         chmod +x nginx; echo >/run/new.conf\n\
+         setsid /etc/rollcall/nginx-check /run/new.conf /etc/nginx/conf.d/rollcall.conf 2>/dev/null & check=$!\n\
+         for i in $(seq 100); do test -e /run/begun && break; sleep 0.1; done; ls -A /tmp | wc -l\n\
+         kill -TERM -$check; wait $check; echo $?; ls -A /tmp",
+    )?;
+    assert_eq!((code, said.split_whitespace().collect::<Vec<_>>()), (0, vec!["1", "143"]), "{said}");
     Ok(())
 }
 
