@@ -128,7 +128,7 @@ fn a_template_of_a_thousand_million_steps_stops_neither_health_nor_the_lease_nor
     assert_eq!(answer("healthz")?.status, 200);
     until("the template is given up", TIMEOUT * 2, || {
         let answer = answer("readyz")?;
-        Ok(answer.status == 503 && answer.body.contains("takes more than"))
+        Ok(answer.status == 503 && answer.body.contains("takes more than 50000000 steps"))
     })?;
     assert!(claim()?.is_some(), "its lease was refreshed");
     consumer.terminate(TIMEOUT)?;
