@@ -19,6 +19,7 @@ pub mod targets;
 
 pub mod claim;
 pub mod state_dir;
+mod succession;
 
 pub mod embedded;
 pub mod reload;

@@ -3,9 +3,9 @@
 //! Flags and environment stay as they are; the file of targets and the templates are read. Everything is checked before
 //! anything is touched: what cannot work is refused, and what runs goes on.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use rollcall_shared::process::{error::one_line, setting::SettingError};
+use rollcall_shared::process::{error::one_line, setting::SettingError, time};
 
 use crate::{
     config::{Plan, Settings, TargetConfig},
@@ -13,9 +13,22 @@ use crate::{
     roll::follower::FollowerHandle,
     sink::file::FileSink,
     state_dir::StateDir,
-    supervisor::Supervisor,
     targets::{Changes, Targets},
 };
+
+/// How long the files of the settings may take to be read: later reloads and new targets wait for it.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why settings are refused.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    /// They cannot work.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// They are on a file system that hangs.
+    #[error("reading the settings and templates takes more than {}", time::show(READ_TIMEOUT))]
+    Slow,
+}
 
 /// Reads the settings anew.
 #[derive(Debug)]
@@ -45,35 +58,41 @@ impl Reloader {
     ///
     /// # Errors
     /// Why they are refused, on one line; nothing has changed then.
-    pub async fn reload(&mut self, supervisor: &mut Supervisor) -> Result<(), String> {
-        let (settings, first) = (self.settings.clone(), self.first.clone());
-        let read = tokio::task::spawn_blocking(move || read(&settings, &first)).await;
-        let targets = match read.expect("reading settings does not panic") {
-            Ok(targets) => targets,
+    pub async fn reload(&mut self) -> Result<(), String> {
+        match self.read().await {
+            Ok(targets) => {
+                self.change(&targets).await;
+                Ok(())
+            }
             Err(error) => {
                 let reason = one_line(&error);
                 tracing::error!(reason, "the new settings are refused, the old ones stay");
-                return Err(reason);
+                Err(reason)
             }
-        };
-        self.change(supervisor, &targets).await;
-        Ok(())
+        }
     }
 
-    async fn change(&mut self, supervisor: &mut Supervisor, targets: &[TargetConfig]) {
+    async fn read(&self) -> Result<Vec<TargetConfig>, ReloadError> {
+        let (settings, first) = (self.settings.clone(), self.first.clone());
+        let reading = tokio::task::spawn_blocking(move || read(&settings, &first));
+        let read = tokio::time::timeout(READ_TIMEOUT, reading).await.map_err(|_| ReloadError::Slow)?;
+        Ok(read.expect("reading settings does not panic")?)
+    }
+
+    /// Stops what goes, and has what is new come. Waits for no target.
+    async fn change(&mut self, targets: &[TargetConfig]) {
         let Changes { stop, start } = self.targets.changes(targets);
-        self.targets.stop(&stop).await;
+        // First: a target whose selection goes ends, and is to have been asked to.
+        self.targets.stop(&stop);
         let Some(selections) = self.follower.retarget(targets).await else { return };
         self.targets.declare(targets);
-        let sinks = Targets::sinks(self.state.clone(), start.clone()).await;
         let (stopped, started) = (stop.len(), start.len());
-        for (config, sink) in start.into_iter().zip(sinks) {
+        for config in start {
             let selection = targets.iter().zip(&selections).find(|(target, _)| target.name == config.name);
             let Some((_, selection)) = selection else { continue };
             let mut selection = selection.clone();
             selection.mark_changed();
-            let target = self.targets.open(supervisor, config, sink, selection);
-            self.targets.start(supervisor, target);
+            self.targets.come(self.state.clone(), config, selection);
         }
         tracing::info!(targets = targets.len(), stopped, started, "read the settings anew");
     }

@@ -16,8 +16,8 @@ use rollcall_shared::{
         name::{ConsumerName, TargetName},
     },
     process::{
-        cli::Failure, health, readiness::Readiness, reload, reload::Reloads, service::ServiceManager,
-        shutdown, telemetry, time,
+        cli::Failure, health, readiness::Readiness, reload, service::ServiceManager, shutdown, telemetry,
+        time,
     },
     reflector::Reflector,
     session::LeaseSettings,
@@ -58,7 +58,7 @@ const ATTEMPT_MARGIN: Duration = Duration::from_secs(1);
 /// target that is not as the roll calls for.
 pub async fn run(settings: Settings) -> Result<(), Failure> {
     let plan = settings.plan()?;
-    let reloads = reload::on_signal().map_err(Failure::failed)?;
+    let mut reloads = reload::on_signal().map_err(Failure::failed)?;
     let Settings { consumer, target: _, citus: _, etcd, lease, logs: _, agent } = settings.clone();
     let ConsumerSettings { name: _, config: _, state_dir, listen, once, dry_run, wait } = consumer;
     let stop = shutdown::on_signal().map_err(Failure::failed)?;
@@ -97,7 +97,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
                 consumer.once(&plan.targets, at_hand).await
             } else {
                 let reloader = Reloader::new(settings, plan, opened.state, follower, targets);
-                consumer.work(at_hand, reloader, reloads).await
+                consumer.work(at_hand, reloader, async || reloads.next().await).await
             }
         }
     };
@@ -246,7 +246,8 @@ impl Consumer {
         let reports = NodeReports::new(store, keys, name, self.readiness.clone());
         let claim = Claim::new(state.id().to_owned(), self.lease.ttl.as_secs());
         let record = ConsumerRecord { v: V1, claim, targets: Default::default() };
-        let mut targets = Targets::new(reports, record, self.readiness.clone());
+        let stop = self.supervisor.stop.clone();
+        let mut targets = Targets::new(stop, reports, record, self.readiness.clone());
         targets.declare(&plan.targets);
         let each = plan.targets.iter().cloned().zip(sinks).zip(selections);
         let open = |((config, sink), selection)| targets.open(&mut self.supervisor, config, sink, selection);
@@ -276,7 +277,7 @@ impl Consumer {
         &mut self,
         targets: Vec<Target>,
         mut reloader: Reloader,
-        mut reloads: Reloads,
+        mut reload_asked: impl AsyncFnMut(),
     ) -> Result<(), Failure> {
         targets.into_iter().for_each(|target| reloader.targets.start(&mut self.supervisor, target));
         let service = ServiceManager::from_env();
@@ -287,16 +288,19 @@ impl Consumer {
         part.ready();
         loop {
             tokio::select! {
-                // Neither branch has taken anything when it is dropped.
+                // No branch has taken anything when it is dropped.
                 ended = self.supervisor.watch() => return ended,
-                () = reloads.next() => {}
+                arrived = reloader.targets.next() => {
+                    reloader.targets.begin(&mut self.supervisor, arrived);
+                    continue;
+                }
+                () = reload_asked() => {}
             }
             service.reloading();
-            let stop = self.supervisor.stop.clone();
             tokio::select! {
                 // What is dropped half way through ends with the process.
-                () = stop.cancelled() => return Ok(()),
-                reloaded = reloader.reload(&mut self.supervisor) => match reloaded {
+                ended = self.supervisor.watch() => return ended,
+                reloaded = reloader.reload() => match reloaded {
                     Ok(()) => part.ready(),
                     Err(refused) => part.noted(format!("a reload was refused, the old settings stay: {refused}")),
                 },

@@ -30,6 +30,7 @@ use crate::{
         },
     },
     state_dir::StateDir,
+    succession::{Arrived, Coming, Successor},
     supervisor::Supervisor,
     target::{Target, pacer::Pacer},
 };
@@ -40,6 +41,8 @@ const MAX_PENDING_NOTIFICATIONS: usize = 4;
 /// The targets of a consumer.
 #[derive(Debug)]
 pub struct Targets {
+    /// Asks the process to stop, and with it every target.
+    stop: CancellationToken,
     readiness: Readiness,
     reports: TargetReports,
     /// Runs once there is a target that signals containers.
@@ -48,13 +51,17 @@ pub struct Targets {
     /// What the consumer says of itself.
     record: watch::Sender<ConsumerRecord>,
     opened: BTreeMap<TargetName, Opened>,
+    /// Those that were stopped and may not have ended.
+    stopped: Vec<Opened>,
+    coming: Coming,
 }
 
-/// A target that is opened, and perhaps at work.
-#[derive(Debug)]
+/// A target that is there: it comes, is opened, or is at work.
+#[derive(Debug, Clone)]
 struct Opened {
     config: TargetConfig,
     stop: CancellationToken,
+    /// What it has under way, on other threads as well.
     tasks: TaskTracker,
 }
 
@@ -78,14 +85,22 @@ impl Changes {
 
 impl Targets {
     /// No targets yet, of a consumer that says this of itself.
-    pub fn new(node_reports: NodeReports, record: ConsumerRecord, readiness: Readiness) -> Self {
+    pub fn new(
+        stop: CancellationToken,
+        node_reports: NodeReports,
+        record: ConsumerRecord,
+        readiness: Readiness,
+    ) -> Self {
         Self {
+            stop,
             readiness,
             reports: node_reports.targets(),
             node_reports: Some(node_reports),
             requests: watch::Sender::default(),
             record: watch::Sender::new(record),
             opened: BTreeMap::new(),
+            stopped: Vec::new(),
+            coming: Coming::default(),
         }
     }
 
@@ -130,14 +145,31 @@ impl Targets {
         sink: FileSink,
         selection: watch::Receiver<Selection>,
     ) -> Target {
-        let opened =
-            Opened { config: config.clone(), stop: supervisor.stop.child_token(), tasks: TaskTracker::new() };
+        let opened = self.admit(config);
+        self.set_up(supervisor, &opened, sink, selection)
+    }
+
+    fn admit(&mut self, config: TargetConfig) -> Opened {
+        let name = config.name.clone();
+        let opened = Opened { config, stop: self.stop.child_token(), tasks: TaskTracker::new() };
+        self.opened.insert(name, opened.clone());
+        opened
+    }
+
+    fn set_up(
+        &mut self,
+        supervisor: &mut Supervisor,
+        opened: &Opened,
+        sink: FileSink,
+        selection: watch::Receiver<Selection>,
+    ) -> Target {
+        let config = &opened.config;
         let notify = config.file.notify.as_ref();
-        let notifier = notify.map(|notify| self.notifier(supervisor, &opened, notify));
+        let notifier = notify.map(|notify| self.notifier(supervisor, opened, notify));
         let part = self.readiness.part(format!("target {}", config.name));
-        let pacer = Pacer::new(config.pace);
-        self.opened.insert(config.name.clone(), opened);
-        Target::new(config.name, selection, Box::new(sink), pacer, config.reconcile, notifier, part)
+        let (name, pacer) = (config.name.clone(), Pacer::new(config.pace));
+        let sink = Box::new(sink.tracked(opened.tasks.clone()));
+        Target::new(name, selection, sink, pacer, config.reconcile, notifier, part)
     }
 
     /// Sets an opened target to work.
@@ -146,15 +178,43 @@ impl Targets {
         opened.spawn(supervisor, "target", target.run(opened.stop.clone()));
     }
 
-    /// Stops targets, and waits until they and their notifiers have ended.
-    pub async fn stop(&mut self, targets: &[TargetName]) {
-        let stopped: Vec<_> = targets.iter().filter_map(|name| self.opened.remove(name)).collect();
-        stopped.iter().for_each(|opened| opened.stop.cancel());
-        for Opened { config, tasks, .. } in stopped {
-            tasks.close();
-            tasks.wait().await;
-            self.requests.send_if_modified(|all| all.remove(&config.name).is_some());
+    /// Stops targets. They end once what they have under way is over, and nobody but their successors waits for that.
+    pub fn stop(&mut self, targets: &[TargetName]) {
+        self.stopped.retain(|stopped| !stopped.tasks.is_empty());
+        for stopped in targets.iter().filter_map(|name| self.opened.remove(name)) {
+            stopped.stop.cancel();
+            stopped.tasks.close();
+            self.stopped.push(stopped);
         }
+    }
+
+    /// Has a target come: at once, or when those have ended that had its name or its file.
+    pub fn come(
+        &mut self,
+        state: Arc<StateDir>,
+        config: TargetConfig,
+        selection: watch::Receiver<Selection>,
+    ) {
+        let before = self.stopped.iter().filter(|stopped| stopped.precedes(&config));
+        let before = before.map(|stopped| stopped.tasks.clone()).collect();
+        let part = self.coming.part(&config.name, &self.readiness);
+        let Opened { config, stop, tasks } = self.admit(config);
+        self.coming.push(Successor { config, selection, stop, tasks, part }, before, state);
+    }
+
+    /// Waits until a target that comes can be set to work. Cancel safe.
+    pub async fn next(&mut self) -> Arrived {
+        self.coming.next().await
+    }
+
+    /// Sets a target to work that has come.
+    pub fn begin(&mut self, supervisor: &mut Supervisor, Arrived { successor, sink }: Arrived) {
+        let Successor { config, selection, stop, tasks, part } = successor;
+        let opened = Opened { config, stop, tasks };
+        let target = self.set_up(supervisor, &opened, sink, selection);
+        // Only now, so that it is ready at no time in between.
+        drop(part);
+        opened.spawn(supervisor, "target", target.run(opened.stop.clone()));
     }
 
     /// Starts a target's notifier, which ends with its target, once the attempt that is under way is over.
@@ -169,9 +229,17 @@ impl Targets {
                     supervisor.spawn_background("reports of the nodes", reports.run());
                 }
                 let (reports, requests) = (self.reports.subscribe(&target), self.requests.clone());
+                let all = self.requests.clone();
+                let (name, process_stop) = (target.clone(), self.stop.clone());
                 let notifier =
                     SignalNotifier { target, rule, reports, requests, orders: ordered, notifications, part };
-                of.spawn(supervisor, "notifier", notifier.run());
+                of.spawn(supervisor, "notifier", async move {
+                    notifier.run().await;
+                    // What is requested when the process ends still is when it is there again.
+                    if !process_stop.is_cancelled() {
+                        all.send_if_modified(|all| all.remove(&name).is_some());
+                    }
+                });
                 return NotifierHandle { orders, notifications: notified };
             }
             Notify::PidFile { pid_file, signal, process } => {
@@ -189,6 +257,11 @@ impl Targets {
 }
 
 impl Opened {
+    /// Whether it is to have ended before the other one begins.
+    fn precedes(&self, config: &TargetConfig) -> bool {
+        self.config.name == config.name || self.config.absolute_dest() == config.absolute_dest()
+    }
+
     /// Runs one of the target's tasks, which may end once the target is asked to.
     fn spawn(
         &self,

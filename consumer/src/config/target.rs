@@ -56,6 +56,13 @@ pub struct TargetConfig {
     pub file: FileConfig,
 }
 
+impl TargetConfig {
+    /// The path of its file from the root. Where there is no current folder, a relative path is compared as it is.
+    pub fn absolute_dest(&self) -> std::path::PathBuf {
+        std::path::absolute(&self.file.dest).unwrap_or_else(|_| self.file.dest.clone())
+    }
+}
+
 /// How often to look whether a file is still as it was left, unless it is said.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 

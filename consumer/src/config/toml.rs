@@ -91,12 +91,12 @@ fn parse(text: &str) -> Result<Vec<TargetConfig>, FileError> {
 /// Checks that no two targets have one name or one file.
 fn check_distinct(targets: &[TargetConfig]) -> Result<(), SettingError> {
     let (mut names, mut files) = (HashSet::new(), HashSet::new());
-    for TargetConfig { name, file, .. } in targets {
+    for target in targets {
+        let TargetConfig { name, file, .. } = target;
         if !names.insert(name) {
             return Err(SettingError::new("target name", name, "a name that no other target has"));
         }
-        // Where there is no current folder, a relative path is compared as it is.
-        if !files.insert(std::path::absolute(&file.dest).unwrap_or_else(|_| file.dest.clone())) {
+        if !files.insert(target.absolute_dest()) {
             let error = SettingError::new("dest", file.dest.display(), "a file that no other target has");
             return Err(error.within(&format!("target {name}: ")));
         }

@@ -208,9 +208,19 @@ impl Running {
         consumer.supervisor.end().await;
     }
 
-    /// Reads the settings anew, as after SIGHUP.
+    /// Reads the settings anew, as after SIGHUP, and sets to work what comes at once.
     async fn reload(&mut self) -> Result<(), String> {
-        self.reloader.reload(&mut self.consumer.supervisor).await
+        self.reloader.reload().await?;
+        self.begin().await;
+        Ok(())
+    }
+
+    /// Sets to work what comes soon.
+    async fn begin(&mut self) {
+        let targets = &mut self.reloader.targets;
+        while let Ok(arrived) = tokio::time::timeout(Duration::from_secs(1), targets.next()).await {
+            targets.begin(&mut self.consumer.supervisor, arrived);
+        }
     }
 
     fn reason(&self, part: &str) -> Option<String> {

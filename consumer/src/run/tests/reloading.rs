@@ -107,8 +107,8 @@ async fn what_the_consumer_says_of_itself_follows_under_the_same_claim() {
     assert_eq!(renewed.claim.holder, record.claim.holder);
     // The new receiver has read nobody knows which file.
     scene.receivers("h1", &[(2, None)]).await;
-    let request = scene.request_after("h1", None).await;
-    assert_eq!(request.receivers[0].incarnation, incarnation(2));
+    let is_for_it = |request: &SignalRequest| request.receivers[0].incarnation == incarnation(2);
+    let request = until(async || scene.request("h1").await.filter(is_for_it)).await;
     scene.ack("h1", &request, None).await;
     running.is_ready().await;
 }
@@ -167,4 +167,132 @@ async fn what_a_loss_guard_holds_is_held_over_a_reload_also_by_a_target_that_has
     running.is_not_ready("target changed", "max_loss").await;
     pass().await;
     assert_eq!((lines("same"), lines("changed")), (same, changed));
+}
+
+/// What is under way for as long as a file is not there.
+struct UnderWay(PathBuf);
+
+impl UnderWay {
+    /// A command that is begun, and ends once it may.
+    fn of(scene: &Scene) -> (Self, String) {
+        let (begun, may_end) = (scene.path("begun"), scene.path("may-end"));
+        let script =
+            format!("touch {}; while [ ! -e {} ]; do sleep 0.01; done", begun.display(), may_end.display());
+        let notify =
+            format!("[target.notify]\ncommand = [\"sh\", \"-c\", {script:?}]\ntimeout = \"1000000s\"");
+        (Self(may_end), notify)
+    }
+
+    fn end(&self) {
+        fs::write(&self.0, "").expect("a file");
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.0, "");
+    }
+}
+
+/// The targets `slow`, whose notify command is under way, and `quick`.
+async fn notifying(scene: &Scene) -> (Running, UnderWay) {
+    scene.put(1).await;
+    let (under_way, notify) = UnderWay::of(scene);
+    let mut running = scene.start("format = \"json\"").await;
+    scene.targets(&[("slow", &format!("format = \"json\"\n{notify}")), ("quick", "format = \"json\"")]);
+    running.reload().await.expect("good settings");
+    until(async || scene.path("begun").exists().then_some(())).await;
+    (running, under_way)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_with_something_under_way_is_waited_for_by_its_successor_alone_which_says_so() {
+    let scene = Scene::new();
+    let (mut running, under_way) = notifying(&scene).await;
+    let citus = "format = \"citus-workers\"";
+    scene.targets(&[("slow", citus), ("quick", citus), ("new", citus)]);
+    running.reload().await.expect("good settings");
+    until(async || (scene.has("quick", "10.0.0.1 8001") && scene.has("new", "10.0.0.1 8001")).then_some(()))
+        .await;
+    running.is_not_ready("reload slow", "has not ended within 10s").await;
+    // What comes in its stead once more, and a later reload, change nothing in that.
+    scene.targets(&[("slow", citus), ("quick", "format = \"json\"")]);
+    running.reload().await.expect("good settings");
+    scene.targets(&[
+        ("slow", "format = \"citus-workers\"\nreconcile = \"7s\""),
+        ("quick", "format = \"json\""),
+    ]);
+    running.reload().await.expect("good settings");
+    until(async || scene.has("quick", "\"address\"").then_some(())).await;
+    running.is_not_ready("reload slow", "has not ended within 10s").await;
+    assert!(!scene.has("slow", "10.0.0.1 8001"), "two would keep one file");
+    under_way.end();
+    let arrived = running.reloader.targets.next().await;
+    running.reloader.targets.begin(&mut running.consumer.supervisor, arrived);
+    until(async || scene.has("slow", "10.0.0.1 8001").then_some(())).await;
+    running.is_ready().await;
+    assert_eq!(running.condition("reload slow"), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_takes_over_the_file_of_another_name_waits_for_its_end() {
+    let scene = Scene::new();
+    let (mut running, under_way) = notifying(&scene).await;
+    let renamed = format!(
+        "[[target]]\nname = \"renamed\"\ndest = {:?}\nformat = \"citus-workers\"\n",
+        scene.path("slow")
+    );
+    fs::write(scene.path("config.toml"), renamed).expect("a file");
+    running.reload().await.expect("good settings");
+    running.is_not_ready("reload renamed", "has not ended within 10s").await;
+    assert!(!scene.has("slow", "10.0.0.1 8001"), "two would keep one file");
+    under_way.end();
+    let arrived = running.reloader.targets.next().await;
+    running.reloader.targets.begin(&mut running.consumer.supervisor, arrived);
+    until(async || scene.has("slow", "10.0.0.1 8001").then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_fails_ends_the_process_while_a_reload_waits_and_another_reload_is_taken() {
+    let scene = Scene::new();
+    let (running, _under_way) = notifying(&scene).await;
+    let Running { mut consumer, reloader } = running;
+    scene.targets(&[("slow", "format = \"citus-workers\"")]);
+    let (ask, mut asked) = tokio::sync::mpsc::channel(1);
+    let lost = CancellationToken::new();
+    let loss = lost.clone();
+    consumer.supervisor.spawn_ending("session", async move {
+        loss.cancelled().await;
+        Err(Failure::failed("the name was taken over"))
+    });
+    let readiness = consumer.readiness.clone();
+    let work = consumer.work(vec![], reloader, async || asked.recv().await.expect("somebody asks"));
+    let story = async {
+        ask.send(()).await.expect("it works");
+        until(async || readiness.conditions().reason("reload slow").map(drop)).await;
+        scene.targets(&[("slow", "format = \"citus-workers\""), ("new", "format = \"json\"")]);
+        ask.send(()).await.expect("it works");
+        until(async || scene.has("new", "10.0.0.1").then_some(())).await;
+        lost.cancel();
+        std::future::pending::<()>().await
+    };
+    let ended = tokio::select! {
+        ended = work => ended.expect_err("it ends").to_string(),
+        () = story => unreachable!("it tells no more"),
+    };
+    assert!(ended.contains("taken over"), "{ended}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_on_a_file_system_that_hangs_are_refused_after_a_while() {
+    let scene = Scene::new();
+    let mut running = scene.acked().await;
+    fs::remove_file(scene.path("config.toml")).expect("a file");
+    let mode = 0o600.into();
+    rustix::fs::mkfifoat(rustix::fs::CWD, scene.path("config.toml"), mode).expect("a pipe");
+    // The clock stands still while another thread is at work, unless it is told to go on.
+    let (refused, ()) = tokio::join!(running.reload(), tokio::time::advance(Duration::from_secs(10)));
+    let refused = refused.expect_err("nobody writes");
+    assert_eq!(refused, "reading the settings and templates takes more than 10s");
+    fs::File::options().write(true).open(scene.path("config.toml")).expect("a pipe");
 }

@@ -10,6 +10,7 @@ use tokio::{
     sync::{oneshot, watch},
     time::Instant,
 };
+use tokio_util::task::TaskTracker;
 
 use super::{
     Check,
@@ -56,6 +57,8 @@ pub struct FileSink {
     /// Has the worker whenever it is not at work on another thread.
     worker: oneshot::Receiver<Worker>,
     check: Option<Check>,
+    /// Counts what it does on other threads, which goes on when nobody waits for it any more.
+    tasks: TaskTracker,
 }
 
 impl FileSink {
@@ -71,7 +74,12 @@ impl FileSink {
     pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
         let (give_back, worker) = oneshot::channel();
         give_back.send(Worker::open(target, state_dir)).expect("the receiver is there");
-        Self { worker, check: target.file.check.clone() }
+        Self { worker, check: target.file.check.clone(), tasks: TaskTracker::new() }
+    }
+
+    /// Counts what it does on other threads among these tasks.
+    pub fn tracked(self, tasks: TaskTracker) -> Self {
+        Self { tasks, ..self }
     }
 
     /// Works on another thread, once what was begun there before is done.
@@ -84,7 +92,9 @@ impl FileSink {
         let mut worker = returned.map_err(|_| FileError::Slow)?.expect("it is back after every work");
         let (give_back, back) = oneshot::channel();
         self.worker = back;
+        let at_work = self.tasks.token();
         let working = tokio::task::spawn_blocking(move || {
+            let _at_work = at_work;
             let done = work(&mut worker);
             // Nobody wants it back when the sink has gone.
             let _ = give_back.send(worker);
@@ -208,5 +218,20 @@ mod tests {
             panic!("it is there")
         };
         assert_eq!(content.instances, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_goes_on_on_another_thread_counts_as_under_way_when_nobody_waits_for_it_any_more() {
+        let Hanging { sink, selection, template, _dir } = hanging();
+        let tasks = TaskTracker::new();
+        let mut sink = sink.tracked(tasks.clone());
+        let receiver = selection.subscribe();
+        let (slow, ()) = tokio::join!(sink.apply(&receiver), tokio::time::advance(WORK_TIMEOUT));
+        slow.expect_err("nobody writes");
+        drop(sink);
+        tasks.close();
+        assert!(!tasks.is_empty(), "it may install the file yet");
+        drop(mend(&template));
+        tasks.wait().await;
     }
 }
