@@ -4,10 +4,11 @@
 //! nothing newer is. A folder that was removed is made again. All of this blocks.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, ErrorKind, Read, Seek, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rollcall_shared::{
@@ -27,6 +28,8 @@ pub struct StateDir {
     id: String,
     /// The locked file of the ID; `None` where it cannot even be made.
     lock: Mutex<Option<File>>,
+    /// The files that could not be written, and why.
+    failing: Mutex<BTreeMap<String, String>>,
     part: Part,
 }
 
@@ -68,11 +71,9 @@ impl StateDir {
             },
         };
         let id = id.unwrap_or_else(|| derived_id(consumer));
-        let dir = Self { path: path.to_owned(), id, lock: Mutex::new(lock), part };
-        match problem {
-            None => dir.part.ready(),
-            Some(error) => dir.cannot_write(&error),
-        }
+        let failing = Mutex::default();
+        let dir = Self { path: path.to_owned(), id, lock: Mutex::new(lock), failing, part };
+        dir.report(ID_FILE, problem.as_ref());
         Ok(dir)
     }
 
@@ -98,7 +99,7 @@ impl StateDir {
     /// # Errors
     /// The operating system's, which the readiness report has as well; the file before is still there then.
     pub fn write(&self, name: &str, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-        self.reported(|| self.replace(name, &write))
+        self.reported(name, || self.replace(name, &write))
     }
 
     /// Removes a file, if it is there.
@@ -106,10 +107,15 @@ impl StateDir {
     /// # Errors
     /// The operating system's, which the readiness report has as well.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        self.reported(|| match fs::remove_file(self.path.join(name)) {
+        self.reported(name, || match fs::remove_file(self.path.join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => self.sync(),
         })
+    }
+
+    /// Nobody keeps a file any more, so it cannot fail.
+    pub fn release(&self, name: &str) {
+        self.report(name, None);
     }
 
     fn replace(&self, name: &str, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -128,34 +134,61 @@ impl StateDir {
     }
 
     /// Does it, again where the folder was removed and could be made anew, and reports how that went.
-    fn reported(&self, change: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    fn reported(&self, name: &str, change: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let changed = match change() {
-            Err(error) if error.kind() == ErrorKind::NotFound => self.restore().and_then(|()| change()),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.restored(&change),
             changed => changed,
         };
-        match &changed {
-            Ok(()) => self.part.ready(),
-            Err(error) => self.cannot_write(error),
+        self.report(name, changed.as_ref().err());
+        if changed.is_ok() && locked(&self.failing).contains_key(ID_FILE) {
+            self.report(ID_FILE, self.keep_own_id().as_ref().err());
         }
         changed
     }
 
-    /// Makes a folder again that was removed.
-    fn restore(&self) -> io::Result<()> {
-        let (_, lock) = keep_id(&self.path, Some(&self.id))?;
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
+    /// Does it in a folder that was removed and is made again, unless another thread has made it by now.
+    fn restored(&self, change: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let mut lock = locked(&self.lock);
+        match change() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            changed => return changed,
+        }
+        *lock = Some(keep_id(&self.path, Some(&self.id))?.1);
         // As a text, so that it is escaped in the log.
         let path = &*self.path.display().to_string();
         tracing::warn!(path, "the state folder was removed: made it again");
+        change()
+    }
+
+    /// Keeps the ID that could not be kept at the start.
+    fn keep_own_id(&self) -> io::Result<()> {
+        let mut lock = locked(&self.lock);
+        if lock.is_some() && self.read(ID_FILE)?.as_deref() == Some(self.id.as_bytes()) {
+            return Ok(());
+        }
+        // The lock of another open file would refuse it, this process's own as well.
+        *lock = None;
+        *lock = Some(keep_id(&self.path, Some(&self.id))?.1);
         Ok(())
     }
 
-    fn cannot_write(&self, error: &io::Error) {
-        let (path, error) = (self.path.display(), one_line(error));
+    /// A file could be written or not; it is ready while each one could.
+    fn report(&self, name: &str, error: Option<&io::Error>) {
+        let mut failing = locked(&self.failing);
+        match error {
+            Some(error) => drop(failing.insert(name.to_owned(), one_line(error))),
+            None => drop(failing.remove(name)),
+        }
+        let Some(error) = failing.values().next() else { return self.part.ready() };
+        let path = self.path.display();
         self.part.failed(format!(
             "cannot write --state-dir {path}: {error}; what was remembered last counts after a restart"
         ));
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks the file of the ID, and reads the ID from it, or writes this one or a new one to it.
@@ -197,6 +230,8 @@ fn derived_id(consumer: &ConsumerName) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Barrier, thread};
+
     use rollcall_shared::process::readiness::Readiness;
 
     use super::*;
@@ -267,6 +302,62 @@ mod tests {
         let id = state.id().to_owned();
         drop(state);
         assert_eq!(opened(&path).id(), id);
+    }
+
+    #[test]
+    fn writers_that_find_the_folder_removed_at_once_all_write_to_the_new_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("state");
+        let state = opened(&path);
+        for _ in 0..100 {
+            fs::remove_dir_all(&path).expect("a folder");
+            let barrier = Barrier::new(2);
+            thread::scope(|scope| {
+                for name in ["one", "two"] {
+                    let (state, barrier) = (&state, &barrier);
+                    scope.spawn(move || {
+                        barrier.wait();
+                        state.write(name, |to| to.write_all(b"x")).expect("it is made again");
+                    });
+                }
+            });
+            open(&path, &Readiness::default()).expect_err("it is locked");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_does_not_hide_another_one_that_is_not_until_nobody_keeps_that() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let readiness = Readiness::default();
+        let state = open(dir.path(), &readiness).expect("a folder");
+        let full = |_: &mut dyn Write| Err(io::Error::from(ErrorKind::StorageFull));
+        for mended in [true, false] {
+            state.write("big", full).expect_err("the disk is full");
+            write(&state, "small").expect("there is room for it");
+            state.remove("other").expect("it is not there");
+            let conditions = readiness.conditions();
+            assert!(conditions.reason("state").is_some_and(|reason| reason.contains("no storage space")));
+            match mended {
+                true => state.write("big", |to| to.write_all(b"big")).expect("there is room again"),
+                false => state.release("big"),
+            }
+            assert!(readiness.conditions().is_ready());
+        }
+    }
+
+    #[test]
+    fn an_id_that_could_not_be_kept_is_kept_once_it_can_be() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let readiness = Readiness::default();
+        fs::create_dir(dir.path().join("id")).expect("a folder");
+        let state = open(dir.path(), &readiness).expect("it goes on");
+        write(&state, "one").expect("a folder");
+        assert!(!readiness.conditions().is_ready(), "the ID is not kept");
+        fs::remove_dir(dir.path().join("id")).expect("a folder");
+        write(&state, "two").expect("a folder");
+        assert!(readiness.conditions().is_ready());
+        assert_eq!(state.read("id").expect("a file").as_deref(), Some(state.id().as_bytes()));
+        open(dir.path(), &Readiness::default()).expect_err("it is locked");
     }
 
     #[test]

@@ -144,8 +144,15 @@ impl TargetState {
     }
 }
 
+impl Drop for TargetState {
+    fn drop(&mut self) {
+        self.dir.release(&self.file);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use rollcall_shared::process::readiness::Readiness;
     use tempfile::TempDir;
 
     use super::*;
@@ -222,5 +229,19 @@ mod tests {
         let (_dir, dir) = folder();
         dir.write("web.state.json", |to| to.write_all(b"{")).expect("a folder");
         assert_eq!(open(&dir).applied(), None);
+    }
+
+    #[test]
+    fn a_target_that_goes_takes_along_that_its_state_could_not_be_written() {
+        let (folder, readiness) = (tempfile::tempdir().expect("a folder"), Readiness::default());
+        let (name, part) = ("c1".parse().expect("a name"), readiness.part("state"));
+        let dir = Arc::new(StateDir::open(folder.path(), &name, part).expect("a folder"));
+        std::fs::create_dir(folder.path().join("web.state.json")).expect("a folder");
+        let mut state = open(&dir);
+        state.on_applied(AppliedContent { generation: Generation(1), sha256: Digest::of(b"one") });
+        state.remember(Acked::default()).expect_err("a folder is in the way");
+        assert!(!readiness.conditions().is_ready());
+        drop(state);
+        assert!(readiness.conditions().is_ready());
     }
 }
