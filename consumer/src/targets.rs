@@ -8,7 +8,7 @@ use rollcall_shared::{
         consumer::{ConsumerRecord, TargetRecord},
         name::TargetName,
     },
-    process::readiness::Readiness,
+    process::{cli::Failure, readiness::Readiness},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -31,7 +31,7 @@ use crate::{
     },
     state_dir::StateDir,
     succession::{Arrived, Coming, Successor},
-    supervisor::Supervisor,
+    supervisor::{SHUTDOWN_TIMEOUT, Supervisor},
     target::{Target, pacer::Pacer},
 };
 
@@ -251,7 +251,8 @@ impl Targets {
         };
         let target = target.to_string();
         let notifier = Notifier { target, attempt, orders: ordered, notifications, part };
-        of.spawn(supervisor, "notifier", notifier.run());
+        let end_timeout = notify.end_timeout().unwrap_or(SHUTDOWN_TIMEOUT);
+        supervisor.spawn_bounded("notifier", of.stop.clone(), end_timeout, of.tracked(notifier.run()));
         NotifierHandle { orders, notifications: notified }
     }
 }
@@ -269,11 +270,19 @@ impl Opened {
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
+        supervisor.spawn_until(name, self.stop.clone(), self.tracked(task));
+    }
+
+    /// A task that counts among the target's.
+    fn tracked(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
         let task = self.tasks.track_future(task.instrument(target_span(&self.config.name)));
-        supervisor.spawn_until(name, self.stop.clone(), async {
+        async {
             task.await;
             Ok(())
-        });
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::{config::Cli, testing};
+use crate::{config::Cli, supervisor::SHUTDOWN_TIMEOUT, testing};
 
 mod guarding;
 mod installing;

@@ -258,13 +258,26 @@ async fn a_command_that_fails_is_run_until_it_works() {
     assert_eq!(fs::read_to_string(&runs).expect("a file"), ran, "there was nothing left to notify");
 }
 
-#[tokio::test]
-async fn a_command_that_is_under_way_at_the_stop_is_waited_for() {
+#[tokio::test(start_paused = true)]
+async fn a_command_that_is_under_way_at_the_stop_is_waited_for_within_its_own_time_out() {
     let scene = Scene::new();
-    let (begun, done) = (scene.path("begun"), scene.path("done"));
-    let command = format!("sh -c 'touch {}; sleep 0.5; touch {}'", begun.display(), done.display());
-    let running = scene.start(&format!("format = \"json\"\nnotify = {{ command = {command:?} }}")).await;
+    let [begun, may_end, done] = ["begun", "may-end", "done"].map(|name| scene.path(name));
+    let [begins, ends, does] = [&begun, &may_end, &done].map(|path| path.display());
+    let script = format!("touch {begins}; while [ ! -e {ends} ]; do sleep 0.01; done; touch {does}");
+    let notify = format!("notify = {{ command = [\"sh\", \"-c\", {script:?}], timeout = \"1000000s\" }}");
+    let running = scene.start(&format!("format = \"json\"\n{notify}")).await;
     until(async || begun.exists().then_some(())).await;
-    running.consumer.supervisor.end().await;
+    // The clock stands still while another thread is at work, unless it is told to go on.
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let holding = tokio::task::spawn_blocking(move || held.recv());
+    tokio::join!(running.consumer.supervisor.end(), async {
+        // In steps, so that each task sees the stop before the time has passed.
+        for _ in 0..10 {
+            tokio::time::advance(SHUTDOWN_TIMEOUT / 5).await;
+        }
+        fs::write(&may_end, "").expect("a file");
+    });
     assert!(done.exists(), "it was broken off");
+    drop(release);
+    holding.await.expect("no panic").expect_err("nobody sends");
 }

@@ -90,6 +90,11 @@ impl Notifier {
         loop {
             let ordered = self.orders.wait_for(|order| generation(order) != done).await;
             let Ok(order) = ordered.map(|order| order.clone()) else { return };
+            // What was ordered last is notified after the restart or by the successor: an attempt that is begun now may
+            // be broken off.
+            if self.orders.has_changed().is_err() {
+                return;
+            }
             done = generation(&order);
             let Some(Order { generation, was_complete, .. }) = order else { continue };
             if was_complete {
@@ -104,8 +109,8 @@ impl Notifier {
         }
     }
 
-    /// Tries until it succeeds; gives whether it did before it was superseded. An attempt is never broken off: that
-    /// would leave a reload half done.
+    /// Tries until it succeeds; gives whether it did before it was superseded. Nothing but the end of the process breaks
+    /// an attempt off, and that only after a while: it would leave a reload half done.
     async fn notify(&mut self, order: Generation) -> bool {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         loop {
@@ -132,4 +137,41 @@ impl Notifier {
 
 fn generation(order: &Option<Order>) -> Option<Generation> {
     order.as_ref().map(|order| order.generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_shared::process::readiness::Readiness;
+
+    use super::*;
+
+    fn order(generation: u64) -> Option<Order> {
+        Some(Order { generation: Generation(generation), taken: BTreeSet::new(), was_complete: false })
+    }
+
+    #[tokio::test]
+    async fn nothing_is_attempted_any_more_once_the_target_has_gone() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let [runs, may_end] = ["runs", "may-end"].map(|name| dir.path().join(name));
+        let script = format!(
+            "sh -c 'echo >> {}; while [ ! -e {} ]; do sleep 0.01; done'",
+            runs.display(),
+            may_end.display()
+        );
+        let (command, timeout) = (script.parse().expect("a command"), Duration::from_secs(60));
+        let attempt = Attempt::Command(CommandNotifier { command, dest: "/x".into(), timeout });
+        let (orders, ordered) = watch::channel(order(1));
+        let (notifications, _notified) = mpsc::channel(4);
+        let part = Readiness::default().part("notify web");
+        let notifier = Notifier { target: "web".to_owned(), attempt, orders: ordered, notifications, part };
+        let running = tokio::spawn(notifier.run());
+        while !runs.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        orders.send(order(2)).expect("it is there");
+        drop(orders);
+        std::fs::write(&may_end, "").expect("a file");
+        running.await.expect("no panic");
+        assert_eq!(std::fs::read_to_string(&runs).expect("a file"), "\n", "it ran once");
+    }
 }

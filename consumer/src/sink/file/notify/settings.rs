@@ -40,6 +40,11 @@ pub enum Notify {
     },
 }
 
+/// How much longer than its time-out a command may take: it is still to be ended then.
+const END_MARGIN: Duration = Duration::from_secs(2);
+/// How long a command may keep the process from ending. The unit's TimeoutStopSec is longer.
+const MAX_END_TIMEOUT: Duration = Duration::from_secs(30);
+
 impl Notify {
     /// How long one attempt may take, where that is set.
     pub fn timeout(&self) -> Option<Duration> {
@@ -47,6 +52,11 @@ impl Notify {
             Notify::Command { timeout, .. } => Some(*timeout),
             Notify::Signal(_) | Notify::PidFile { .. } => None,
         }
+    }
+
+    /// How long an attempt that is under way is waited for when the process ends, where its own time-out says so.
+    pub fn end_timeout(&self) -> Option<Duration> {
+        self.timeout().map(|timeout| timeout.saturating_add(END_MARGIN).min(MAX_END_TIMEOUT))
     }
 }
 
@@ -162,5 +172,20 @@ impl NotifyFlags {
             signal: notify_signal,
             timeout: None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_waited_for_at_the_end_within_its_time_out_and_half_a_minute() {
+        let command = |seconds| Notify::Command {
+            command: "true".parse().expect("a command"),
+            timeout: Duration::from_secs(seconds),
+        };
+        assert_eq!(command(10).end_timeout(), Some(Duration::from_secs(12)));
+        assert_eq!(command(600).end_timeout(), Some(Duration::from_secs(30)));
     }
 }
