@@ -54,11 +54,9 @@ fn a_second_consumer_of_the_name_is_refused_by_the_first_ones_host_and_neither_f
         assert_eq!(other.exited()?, None, "it renders all the same");
     }
     first.terminate(TIMEOUT)?;
-    let ended = Instant::now();
     rollcall_tests::until("one of them has the name at once", Duration::from_secs(2), || {
         Ok(others.iter().any(|other| other.log().contains("claimed the name")))
     })?;
-    assert!(ended.elapsed() < Duration::from_secs(2));
     Ok(())
 }
 
@@ -71,7 +69,8 @@ fn a_consumer_that_was_killed_and_is_there_again_has_its_name_within_seconds() -
     first.kill();
     let begun = Instant::now();
     consumer(&etcd, &state, &out)?.wait_log("claimed the name", TIMEOUT)?;
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // Its own lease would take 60 s to expire; a busy machine may take some seconds to start a process.
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     Ok(())
 }
 
