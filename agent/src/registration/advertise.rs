@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     str::FromStr,
 };
 
@@ -70,6 +70,11 @@ impl Advertised {
         }
     }
 
+    /// These, and of a family that they lack, the others'.
+    pub fn or(self, others: Self) -> Self {
+        Self { v4: self.v4.or(others.v4), v6: self.v6.or(others.v6) }
+    }
+
     /// The address of the same family as `ip`.
     pub fn like(&self, ip: IpAddr) -> Option<IpAddr> {
         match ip {
@@ -110,7 +115,7 @@ pub struct Found {
 /// the default route where that is on this machine. May block, as etcd's name is looked up.
 pub fn find(settings: &[Advertise], readers: &Readers) -> Found {
     if settings.is_empty() {
-        return by_route(readers);
+        return by_route(readers, source_of_route);
     }
     let only_ips = settings.iter().all(|setting| matches!(setting, Advertise::Ip(_)));
     match if_addrs::get_if_addrs() {
@@ -163,31 +168,49 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-fn by_route(readers: &Readers) -> Found {
+fn by_route(readers: &Readers, source_of_route: impl Fn(&str) -> io::Result<IpAddr>) -> Found {
     // Documentation addresses: only the route to them is looked up, nothing is sent.
     const ANYWHERE: [&str; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"];
     let etcd = match readers {
         Readers::ThisHost => None,
         Readers::AnyHost { etcd } => etcd.as_deref(),
     };
-    let mut advertised = Advertised::default();
-    for destination in etcd.into_iter().chain(ANYWHERE) {
-        if let Some(ip) = source_of_route(destination).ok().filter(|ip| is_useful(*ip)) {
-            advertised.add(ip);
+    let Found { mut advertised, mut missing } = Found::default();
+    let mut take = |source: IpAddr| {
+        if is_useful(source) {
+            advertised.add(source)
+        }
+    };
+    match etcd.map(|etcd| (etcd, source_of_route(etcd))) {
+        // The default route need not lead there.
+        Some((etcd, Err(error))) => {
+            missing.push(format!("the route to etcd at {etcd} is not known: {error}"))
+        }
+        Some((_, Ok(source))) => take(source),
+        None => {}
+    }
+    ANYWHERE.into_iter().filter_map(|anywhere| source_of_route(anywhere).ok()).for_each(take);
+    if advertised == Advertised::default() {
+        if *readers == Readers::ThisHost {
+            // A host without any route still reaches itself.
+            advertised.v4 = Some(Ipv4Addr::LOCALHOST);
+        } else {
+            missing.push(format!("no route leads off it, and {FLAG} gives no address"));
         }
     }
-    let is_missing = advertised == Advertised::default();
-    if is_missing && *readers == Readers::ThisHost {
-        // A host without any route still reaches itself.
-        advertised.v4 = Some(Ipv4Addr::LOCALHOST);
-        return Found { advertised, missing: Vec::new() };
-    }
-    let missing = is_missing.then(|| format!("no route leads off it, and {FLAG} gives no address"));
-    Found { advertised, missing: missing.into_iter().collect() }
+    Found { advertised, missing }
 }
 
+/// The address from which this host would send there: to the first of the destination's addresses that a route leads to.
 fn source_of_route(destination: &str) -> io::Result<IpAddr> {
-    let destination = destination.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
+    let mut source = Err(io::ErrorKind::NotFound.into());
+    for destination in destination.to_socket_addrs()? {
+        source = source.or_else(|_| source_towards(destination));
+    }
+    source
+}
+
+fn source_towards(destination: SocketAddr) -> io::Result<IpAddr> {
     let any = if destination.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
     // Connecting a UDP socket chooses its source address and sends nothing.
@@ -251,5 +274,28 @@ mod tests {
             let Found { advertised, missing } = chosen(&[setting]);
             assert_eq!((advertised, missing.len()), (Advertised::default(), 1), "{setting}");
         }
+    }
+
+    #[test]
+    fn while_the_route_to_etcd_is_not_known_another_is_not_all_that_was_looked_for() {
+        let readers = Readers::AnyHost { etcd: Some("etcd.lan:2379".to_owned()) };
+        let found = |etcd: Option<&str>, v4: Option<&str>, readers: &Readers| {
+            let route = |destination: &str| {
+                let source = match destination {
+                    "etcd.lan:2379" => etcd,
+                    destination if destination.starts_with('[') => None,
+                    _ => v4,
+                };
+                source.map(|ip| ip.parse().expect("an address")).ok_or(io::ErrorKind::NotFound.into())
+            };
+            let Found { advertised, missing } = by_route(readers, route);
+            (advertised.to_string(), missing.len())
+        };
+        let (inner, outer) = (Some("10.9.0.5"), Some("192.168.7.5"));
+        assert_eq!(found(inner, outer, &readers), ("10.9.0.5".to_owned(), 0));
+        assert_eq!(found(None, outer, &readers), ("192.168.7.5".to_owned(), 1));
+        assert_eq!(found(Some("127.0.0.1"), outer, &readers), ("192.168.7.5".to_owned(), 0));
+        assert_eq!(found(None, None, &readers), ("nothing".to_owned(), 2));
+        assert_eq!(found(None, None, &Readers::ThisHost), ("127.0.0.1".to_owned(), 0));
     }
 }

@@ -61,28 +61,62 @@ impl AddressFinder {
         found.missing.is_empty()
     }
 
-    /// An address that has gone without another in its place stays: whoever cannot be reached is not registered
-    /// elsewhere by that, and it may be back in a moment.
-    fn on_found(&self, Found { advertised, missing }: &Found) {
-        let missing = missing.join("; ");
-        if *advertised == Advertised::default() {
-            return self.part.waiting(match *self.advertised.borrow() {
-                before if before == Advertised::default() => {
-                    format!("this host has no address yet: {missing}")
-                }
-                before => {
-                    format!("this host has lost its address and stays registered at {before}: {missing}")
-                }
-            });
+    /// An address that has gone without another in its place stays, and while something is missing so does every one:
+    /// whoever cannot be reached is not registered elsewhere by that, and it may be back in a moment.
+    fn on_found(&self, Found { advertised: found, missing }: &Found) {
+        let before = *self.advertised.borrow();
+        let now = if missing.is_empty() { found.or(before) } else { before.or(*found) };
+        if now != before {
+            tracing::info!(advertised = %now, "this host's addresses");
+            self.advertised.send_replace(now);
         }
-        let is_modified = self.advertised.send_if_modified(|before| {
-            let is_modified = before != advertised;
-            *before = *advertised;
-            is_modified
-        });
-        if is_modified {
-            tracing::info!(%advertised, "this host's addresses");
+        let (none, missing) = (Advertised::default(), missing.join("; "));
+        if now == none {
+            self.part.waiting(format!("this host has no address yet: {missing}"));
+        } else if *found == none {
+            let lost = "this host has lost its address and stays registered at";
+            self.part.waiting(format!("{lost} {now}: {missing}"));
+        } else if missing.is_empty() {
+            self.part.ready();
+        } else {
+            self.part.noted(missing);
         }
-        if missing.is_empty() { self.part.ready() } else { self.part.noted(missing) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_shared::process::readiness::Condition;
+
+    use super::*;
+
+    fn found(ips: &[&str], missing: &[&str]) -> Found {
+        let of = |is_v6: bool| ips.iter().find(|ip| ip.contains(':') == is_v6);
+        let advertised = Advertised {
+            v4: of(false).map(|ip| ip.parse().expect("an address")),
+            v6: of(true).map(|ip| ip.parse().expect("an address")),
+        };
+        Found { advertised, missing: missing.iter().map(|text| (*text).to_owned()).collect() }
+    }
+
+    #[test]
+    fn what_goes_or_is_missing_moves_nothing_and_what_is_there_is_followed() {
+        let readiness = Readiness::default();
+        let (finder, addresses) = AddressFinder::new(Found::default, &readiness);
+        for (ips, missing, expected) in [
+            (vec!["10.0.0.5", "fd00::5"], vec![], "10.0.0.5,fd00::5"),
+            // etcd's name is not found, and the default route leads elsewhere.
+            (vec!["192.168.7.5"], vec!["the route to etcd"], "10.0.0.5,fd00::5"),
+            // A family has no route for a moment.
+            (vec!["10.0.0.5"], vec![], "10.0.0.5,fd00::5"),
+            // One of two interfaces has gone, and the other has the same family.
+            (vec!["10.1.0.5"], vec!["eth0"], "10.0.0.5,fd00::5"),
+            (vec!["10.1.0.5"], vec![], "10.1.0.5,fd00::5"),
+        ] {
+            finder.on_found(&found(&ips, &missing));
+            assert_eq!(addresses.borrow().to_string(), expected, "{ips:?}");
+            let condition = readiness.conditions().get(PART).cloned();
+            assert_eq!(condition == Some(Condition::Ready), missing.is_empty(), "{condition:?}");
+        }
     }
 }
