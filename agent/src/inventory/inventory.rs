@@ -3,7 +3,8 @@
 //!
 //! Docker's answers lag behind its events (a list forgets a container for 1.5 ms after its start and keeps it for 90 ms
 //! after its end), so they do not count the same:
-//! - An event is the truth: `die` removes a container at once, `start` raises a question.
+//! - An event is the truth: `die` removes a container at once, `start` raises a question. One that is older than the run
+//!   that is known raises a question too: it is about a former run, unless the clock went back.
 //! - An inspection is the truth unless an event about that container came after it was asked for.
 //! - A list only raises questions: a container that it adds, misses or shows differently is inspected.
 
@@ -103,19 +104,40 @@ impl Inventory {
         match event.action {
             // A container that is known stays until it was inspected: the event may be one that was read before.
             Action::Start => Some(self.ask(id)),
+            Action::Die if self.is_former(event) => {
+                self.resume(id);
+                Some(self.ask(id))
+            }
             Action::Die => {
                 self.forget(id);
                 None
             }
             Action::Kill(signal) => {
-                let question = (!self.known.contains_key(id)).then(|| self.ask(id));
+                let is_former = self.is_former(event);
+                let question = (is_former || !self.known.contains_key(id)).then(|| self.ask(id));
                 if let Some(known) = self.known.get_mut(id) {
                     known.signals.insert(signal);
-                    self.draining.extend(known.stopped());
+                    // The former run's end, which follows, takes it back.
+                    self.draining.extend(known.stopped().filter(|_| !is_former));
                 }
                 question
             }
             Action::Change => self.known.contains_key(id).then(|| self.ask(id)),
+        }
+    }
+
+    /// Whether an event is older than the run that is known.
+    fn is_former(&self, event: &Event) -> bool {
+        let known = self.known.get(&event.id).and_then(|known| known.container.as_ref());
+        known.is_some_and(|container| event.at < container.started_at)
+    }
+
+    /// The signals that it was sent were a former run's.
+    fn resume(&mut self, id: &FullId) {
+        let Some(known) = self.known.get_mut(id) else { return };
+        known.signals.clear();
+        if let Some(container) = &known.container {
+            self.draining.remove(&container.incarnation());
         }
     }
 
@@ -360,5 +382,44 @@ mod tests {
         let started_at = web().started_at + SignedDuration::from_secs(1);
         inventory.on_inspected(&questions[0], Some(Container { started_at, ..web() }));
         assert!(!is_draining(&inventory));
+    }
+
+    #[test]
+    fn what_a_former_run_went_through_neither_withdraws_the_present_one_nor_has_it_drain() {
+        let [earlier, start, later] = [9, 10, 11].map(|at| Timestamp::from_second(at).expect("a time"));
+        let at = |at: Timestamp, action: Action| Event { at, ..event(action) };
+        let now = || Some(Container { started_at: start, ..web() });
+        let (stop, end) = (at(earlier, Action::Kill(Signal::TERM)), at(earlier, Action::Die));
+        // Whether the run is known before the events are repeated, between them, or after.
+        for known_before in [0, 1, 2] {
+            let mut inventory = Inventory::default();
+            let mut questions = inventory.on_list(&[Summary::of(&web())]);
+            for (n, event) in [&stop, &end, &at(start, Action::Start)].into_iter().enumerate() {
+                if n == known_before {
+                    questions.drain(..).for_each(|question| inventory.on_inspected(&question, now()));
+                }
+                let before = names(&inventory);
+                questions.extend(inventory.on_event(event));
+                assert_eq!(names(&inventory), before, "event {n}, known before {known_before}");
+            }
+            questions.drain(..).for_each(|question| inventory.on_inspected(&question, now()));
+            assert!(!is_draining(&inventory), "known before {known_before}");
+            inventory.on_event(&at(later, Action::Kill(Signal::TERM)));
+            assert!(is_draining(&inventory));
+        }
+    }
+
+    #[test]
+    fn after_the_clock_went_back_a_stop_and_an_end_still_count_once_they_were_asked_about() {
+        let started_at = Timestamp::from_second(3600).expect("a time");
+        let mut inventory = Inventory::default();
+        let question = inventory.on_event(&event(Action::Start)).expect("a question");
+        inventory.on_inspected(&question, Some(Container { started_at, ..web() }));
+        let question = inventory.on_event(&event(Action::Kill(Signal::TERM))).expect("a question");
+        inventory.on_inspected(&question, Some(Container { started_at, ..web() }));
+        assert!(is_draining(&inventory));
+        let question = inventory.on_event(&event(Action::Die)).expect("a question");
+        inventory.on_inspected(&question, None);
+        assert!(names(&inventory).is_empty());
     }
 }

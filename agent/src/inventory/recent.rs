@@ -9,9 +9,12 @@ use super::container::Event;
 
 /// As many as Docker remembers and repeats.
 const MAX_REMEMBERED: usize = 256;
-/// How far back the events of a subscription reach: nothing between subscribing and listing is missed, events whose times
-/// are not in their order are not either, and at the start a small difference of the clocks is forgiven.
+/// How far back the events of a subscription reach: nothing between subscribing and listing is missed, and events whose
+/// times are not in their order are not either.
 const OVERLAP: SignedDuration = SignedDuration::from_secs(2);
+/// How far back those of the first one do: which containers were told to stop before this process began, Docker alone may
+/// know. It also forgives a small difference of the clocks.
+const FIRST_OVERLAP: SignedDuration = SignedDuration::from_mins(15);
 
 /// The events that were read last.
 #[derive(Debug)]
@@ -28,8 +31,11 @@ impl RecentEvents {
 
     /// From when on to subscribe, by the engine's clock.
     pub fn since(&self) -> Timestamp {
-        let last = self.events.back().map_or(self.begun, |event| event.at);
-        last.saturating_sub(OVERLAP).expect("seconds can be subtracted from a timestamp")
+        let (last, overlap) = match self.events.back() {
+            Some(event) => (event.at, OVERLAP),
+            None => (self.begun, FIRST_OVERLAP),
+        };
+        last.saturating_sub(overlap).expect("seconds can be subtracted from a timestamp")
     }
 
     /// Takes an event; tells whether it was not read before.
@@ -71,8 +77,8 @@ mod tests {
 
     #[test]
     fn a_subscription_begins_before_the_last_event_whatever_the_clock_did() {
-        let mut recent = RecentEvents::new(Timestamp::from_second(100).expect("a time"));
-        assert_eq!(recent.since().as_second(), 98);
+        let mut recent = RecentEvents::new(Timestamp::from_second(2000).expect("a time"));
+        assert_eq!(recent.since().as_second(), 1100, "what was told to stop before is told of");
         for at in [200, 5000, 150] {
             recent.take(&event(Action::Start, at));
             assert_eq!(recent.since().as_second(), at - 2);

@@ -98,6 +98,26 @@ async fn a_container_that_was_told_to_stop_drains_over_a_break_an_outage_and_a_r
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_container_that_was_told_to_stop_drains_over_an_ordinary_restart_of_the_agent() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    let web = web("web");
+    engine.start(&web);
+    engine.set_clock_ahead(-SignedDuration::from_mins(10));
+    engine.tell(&web.id, Action::Kill(web.stop_signal));
+    pass(AT_ONCE).await;
+    agent.stop().await;
+    assert_eq!(registered(&store).await, [""; 0], "the store remembers nothing");
+    let mut watched = watch(&store, &instances()).await;
+    let _successor = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    assert_eq!(registered_instances(&store).await[0].status, Status::Draining);
+    watched.next().await.expect("the watch goes on").expect("it is whole");
+    assert!(is_quiet(&mut watched).await, "it was never anything else");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_engine_whose_clock_goes_back_or_ahead_repeats_nothing_and_delays_nothing() {
     let hour = SignedDuration::from_hours(1);
     for (before, after) in [(hour, SignedDuration::ZERO), (SignedDuration::ZERO, hour), (hour, -hour)] {
