@@ -1,6 +1,9 @@
 //! What should be registered: from a running container to its instances, and why.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use itertools::{
     EitherOrBoth::{Both, Left, Right},
@@ -34,6 +37,8 @@ pub type Values = BTreeMap<String, Vec<u8>>;
 
 /// How many instances a container may have: its labels are its author's, and the store is everybody's.
 const MAX_INSTANCES: usize = 128;
+/// How many omissions are named one by one that are the container's as a whole.
+const MAX_REFUSED: usize = 16;
 /// How large the labels of one instance may be that are let out, which leaves room for the rest of the value.
 const MAX_LABEL_BYTES: usize = codec::MAX_VALUE_BYTES * 3 / 4;
 /// How large they may be in all instances of a container.
@@ -114,7 +119,7 @@ pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> 
         refused.push(Omission::new(Reason::TooLarge, text));
     }
     let (labels, kept_in) = exported(container, &policy.filter, ports.len());
-    refused.extend(kept_in.into_iter().chain(other_ports));
+    refused.extend(other_ports.into_iter().chain(kept_in));
     let describe = |(port, reached): PortReached| {
         let instance = match reached {
             Ok(_) if labels::is_ignored(container, Some(port)) => {
@@ -125,22 +130,38 @@ pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> 
         };
         (port, instance)
     };
-    Description { skipped: None, ports: ports.into_iter().map(describe).collect(), refused }
+    let ports = ports.into_iter().map(describe).collect();
+    Description { skipped: None, ports, refused: capped(refused) }
 }
 
-/// The ports of a container that is admitted, and those of other protocols.
+/// The first of them, and how many more there are.
+fn capped(mut refused: Vec<Omission>) -> Vec<Omission> {
+    let surplus = refused.split_off(refused.len().min(MAX_REFUSED));
+    let more =
+        surplus.first().map(|first| Omission::new(first.reason, format!("and {} more", surplus.len())));
+    refused.extend(more);
+    refused
+}
+
+/// The ports of a container that is admitted, and that it has some of other protocols.
 fn reach(
     container: &Container,
     all: &RunningContainers,
     policy: &Policy,
-) -> Result<(Vec<PortReached>, Vec<Omission>), Omission> {
+) -> Result<(Vec<PortReached>, Option<Omission>), Omission> {
     filter::admit(container, &policy.filter)?;
     let network = address::network_of(container, all)?;
-    let other = |port: &String| {
-        Omission::new(Reason::Protocol, format!("port {port}: expected a port of tcp or udp"))
-    };
     let ports = address::reach(container, network, &policy.address)?;
-    Ok((ports, network.other_ports.iter().map(other).collect()))
+    Ok((ports, other_protocols(&network.other_ports)))
+}
+
+fn other_protocols(ports: &BTreeSet<String>) -> Option<Omission> {
+    let expected = "expected a port of tcp or udp";
+    let text = match (ports.first()?, ports.len()) {
+        (only, 1) => format!("port {only}: {expected}"),
+        (first, count) => format!("port {first} and {} more: {expected}", count - 1),
+    };
+    Some(Omission::new(Reason::Protocol, text))
 }
 
 fn instance(
@@ -430,6 +451,18 @@ pub(crate) mod tests {
         let description = describe(&sctp, &RunningContainers::new(), &policy());
         assert_eq!(refused(&description), ["port 9/sctp: expected a port of tcp or udp"]);
         assert_eq!(description.instances(&sctp, &policy().node).len(), 1);
+    }
+
+    #[test]
+    fn however_much_is_left_out_of_a_container_is_said_in_a_few_lines() {
+        let greedy = changed(|c| {
+            c.other_ports = (1..=65535).map(|port| format!("{port}/sctp")).collect();
+            (0..1000).for_each(|n| drop(c.labels.insert(format!("rollcall.{n}"), "a\nb".to_owned())));
+        });
+        let refused = refused(&describe(&greedy, &RunningContainers::new(), &policy()));
+        assert_eq!(refused.len(), MAX_REFUSED + 1);
+        assert_eq!(refused[0], "port 1/sctp and 65534 more: expected a port of tcp or udp");
+        assert_eq!(refused[MAX_REFUSED], "and 985 more");
     }
 
     #[test]

@@ -124,20 +124,15 @@ impl OmissionReporter {
     }
 
     fn note(&self) {
-        let of_container = |(running, left_out): &'_ (Running, Vec<LeftOut>)| {
-            let name = running.container.name.clone();
-            let refused: Vec<_> =
-                left_out.iter().filter(|(_, omission)| omission.reason.is_refusal()).collect();
-            refused
-                .into_iter()
-                .map(|(_, omission)| format!("container {name}: {omission}"))
-                .collect::<Vec<_>>()
-        };
-        let refused: Vec<String> = self.described.values().flat_map(of_container).collect();
-        match &refused[..] {
-            [] => self.part.ready(),
-            [only] => self.part.noted(only),
-            [first, rest @ ..] => self.part.noted(format!("{first}; and {} more", rest.len())),
+        let left_out = self.described.values().flat_map(|(running, left_out)| {
+            left_out.iter().map(|(_, omission)| (&running.container.name, omission))
+        });
+        let mut refused = left_out.filter(|(_, omission)| omission.reason.is_refusal());
+        let Some((name, first)) = refused.next() else { return self.part.ready() };
+        let first = format!("container {name}: {first}");
+        match refused.count() {
+            0 => self.part.noted(first),
+            more => self.part.noted(format!("{first}; and {more} more")),
         }
     }
 }
