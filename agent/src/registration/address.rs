@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use itertools::Itertools;
 use rollcall_shared::model::instance::{Address, Endpoint};
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::inventory::{
     RunningContainers,
-    container::{Addresses, Container, Port},
+    container::{Addresses, Binding, Container, Port},
 };
 
 /// Who reads the store: it decides which addresses are of use.
@@ -79,7 +80,8 @@ pub fn network_of<'a>(
     }
 }
 
-/// The ports of a container, on the network of the second one: its own, or the one whose network it shares.
+/// The first ports of a container, at most `max`, on the network of the second one: its own, or the one whose network it
+/// shares. The second are the ports that are too many, whose addresses nobody seeks.
 ///
 /// # Errors
 /// Why the container has no port to register, or what is wrong with its labels.
@@ -87,7 +89,8 @@ pub fn reach(
     container: &Container,
     network: &Container,
     policy: &AddressPolicy,
-) -> Result<Vec<PortReached>, Omission> {
+    max: usize,
+) -> Result<(Vec<PortReached>, Vec<Port>), Omission> {
     let mode = match labels::address(container) {
         None => policy.mode.clone(),
         Some(text) => text.parse().map_err(|_| {
@@ -114,17 +117,21 @@ pub fn reach(
         };
         return Err(Omission::new(Reason::NoPort, text));
     }
+    let surplus = ports.split_off(ports.len().min(max));
+    let bindings = network.bindings.iter().into_group_map_by(|binding| binding.to);
     let reached = |port| {
-        let found = endpoints(container, network, port, &mode, policy);
+        let bound = bindings.get(&port).map_or(&[][..], Vec::as_slice);
+        let found = endpoints(container, network, port, bound, &mode, policy);
         (port, found.map_err(|text| Omission::new(Reason::Unreachable, text)))
     };
-    Ok(ports.into_iter().map(reached).collect())
+    Ok((ports.into_iter().map(reached).collect(), surplus))
 }
 
 fn endpoints(
     container: &Container,
     network: &Container,
     port: Port,
+    bound: &[&Binding],
     mode: &AddressMode,
     policy: &AddressPolicy,
 ) -> Result<Reached, String> {
@@ -135,7 +142,7 @@ fn endpoints(
         AddressMode::Host | AddressMode::Network(_) if network.host_network => {
             (None, at(own(policy.advertised)?))
         }
-        AddressMode::Host => (None, published(network, port, policy)?),
+        AddressMode::Host => (None, published(bound, policy)?),
         AddressMode::Name => {
             let address = Address::Name(container.name.clone());
             (None, vec![Endpoint { address, port: port.number }])
@@ -153,10 +160,10 @@ fn own(advertised: Advertised) -> Result<Vec<IpAddr>, String> {
     if advertised == Advertised::default() { Err(NO_ADDRESS.to_owned()) } else { Ok(own.collect()) }
 }
 
-fn published(container: &Container, port: Port, policy: &AddressPolicy) -> Result<Vec<Endpoint>, String> {
+fn published(bound: &[&Binding], policy: &AddressPolicy) -> Result<Vec<Endpoint>, String> {
     let mut endpoints = Vec::new();
     let mut reasons = Vec::new();
-    for binding in container.bindings.iter().filter(|binding| binding.to == port) {
+    for binding in bound {
         match host_ip(binding.ip, policy) {
             Ok(ip) => endpoints.push(Endpoint { address: Address::Ip(ip), port: binding.port }),
             Err(reason) => reasons.push(reason),
@@ -166,6 +173,7 @@ fn published(container: &Container, port: Port, policy: &AddressPolicy) -> Resul
     endpoints.dedup();
     if endpoints.is_empty() {
         reasons.sort();
+        reasons.dedup();
         return Err(if reasons.is_empty() { "it is not published".to_owned() } else { reasons.join("; ") });
     }
     Ok(endpoints)
@@ -208,7 +216,7 @@ fn on_network(container: &Container, wanted: Option<&str>) -> Result<(String, Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::container::{Binding, testing::container};
+    use crate::inventory::container::testing::container;
 
     fn policy(mode: &str) -> AddressPolicy {
         AddressPolicy {
@@ -237,8 +245,8 @@ mod tests {
 
     /// Each port with its endpoints, or the reason in brackets.
     fn shown(container: &Container, policy: &AddressPolicy) -> Vec<String> {
-        let ports = match reach(container, container, policy) {
-            Ok(ports) => ports,
+        let ports = match reach(container, container, policy, usize::MAX) {
+            Ok((ports, _)) => ports,
             Err(reason) => return vec![format!("({reason})")],
         };
         let show = |(port, reached): PortReached| match reached {
@@ -358,5 +366,16 @@ mod tests {
         web.exposed.insert(port("80"));
         web.networks.insert("bridge".to_owned(), Addresses::default());
         assert_eq!(shown(&web, &policy("network")), ["80/tcp (it has no address on any network)"]);
+    }
+
+    #[test]
+    fn of_more_ports_than_may_be_only_the_first_are_sought() {
+        let all: Vec<_> = (1..=10_001).map(|n| (format!("{n}/udp"), "0.0.0.0", n)).collect();
+        let all: Vec<_> = all.iter().map(|(port, ip, n)| (port.as_str(), *ip, *n)).collect();
+        let many = publishing(&all);
+        let (ports, surplus) = reach(&many, &many, &policy("host"), 128).expect("it publishes ports");
+        assert_eq!((ports.len(), surplus.len()), (128, 9873));
+        let last = ports[127].1.as_ref().expect("it is reached");
+        assert_eq!((last.endpoints[0].to_string(), surplus[0]), ("10.0.0.5:128".to_owned(), port("129/udp")));
     }
 }

@@ -108,18 +108,13 @@ pub struct Described {
 pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> Description {
     let container = &*running.container;
     let mut refused = labels::unknown_signals(container);
-    let (mut ports, other_ports) = match reach(container, all, policy) {
+    let (ports, not_taken) = match reach(container, all, policy) {
         Ok(reached) => reached,
         Err(reason) => return Description { skipped: Some(reason), ports: Vec::new(), refused },
     };
     let group = ports.len() > 1;
-    let surplus = ports.split_off(ports.len().min(MAX_INSTANCES));
-    if let Some((first, _)) = surplus.first() {
-        let text = format!("{} ports from {first} on: expected {MAX_INSTANCES} or fewer", surplus.len());
-        refused.push(Omission::new(Reason::TooLarge, text));
-    }
     let (labels, kept_in) = exported(container, &policy.filter, ports.len());
-    refused.extend(other_ports.into_iter().chain(kept_in));
+    refused.extend(not_taken.into_iter().chain(kept_in));
     let describe = |(port, reached): PortReached| {
         let instance = match reached {
             Ok(_) if labels::is_ignored(container, Some(port)) => {
@@ -143,16 +138,20 @@ fn capped(mut refused: Vec<Omission>) -> Vec<Omission> {
     refused
 }
 
-/// The ports of a container that is admitted, and that it has some of other protocols.
+/// The ports of a container that is admitted, and those that are not taken: too many, or of other protocols.
 fn reach(
     container: &Container,
     all: &RunningContainers,
     policy: &Policy,
-) -> Result<(Vec<PortReached>, Option<Omission>), Omission> {
+) -> Result<(Vec<PortReached>, Vec<Omission>), Omission> {
     filter::admit(container, &policy.filter)?;
     let network = address::network_of(container, all)?;
-    let ports = address::reach(container, network, &policy.address)?;
-    Ok((ports, other_protocols(&network.other_ports)))
+    let (ports, surplus) = address::reach(container, network, &policy.address, MAX_INSTANCES)?;
+    let too_many = surplus.first().map(|first| {
+        let text = format!("{} ports from {first} on: expected {MAX_INSTANCES} or fewer", surplus.len());
+        Omission::new(Reason::TooLarge, text)
+    });
+    Ok((ports, too_many.into_iter().chain(other_protocols(&network.other_ports)).collect()))
 }
 
 fn other_protocols(ports: &BTreeSet<String>) -> Option<Omission> {
