@@ -36,6 +36,7 @@ struct State {
     ahead: SignedDuration,
     is_down: bool,
     hanging: BTreeSet<Call>,
+    never_inspected: BTreeSet<FullId>,
     refused_kills: BTreeSet<FullId>,
     kills: Vec<(String, Signal)>,
     calls: BTreeMap<Call, usize>,
@@ -118,6 +119,11 @@ impl ScriptedEngine {
     /// Has a kind of call hang until it is released.
     pub(crate) fn hang(&self, call: Call) {
         self.lock().hanging.insert(call);
+    }
+
+    /// Has every inspection of a container hang.
+    pub(crate) fn hang_inspect(&self, container: &Container) {
+        self.lock().never_inspected.insert(container.id.clone());
     }
 
     /// Has calls of this kind be answered again; those that hang already go on hanging.
@@ -207,6 +213,9 @@ impl Engine for ScriptedEngine {
 
     async fn inspect(&self, id: &str) -> Result<Option<Container>, DockerError> {
         self.take(Call::Inspect, "inspecting a container").await?;
+        if self.lock().never_inspected.contains(id) {
+            std::future::pending::<()>().await;
+        }
         Ok(self.lock().containers.get(id).cloned())
     }
 

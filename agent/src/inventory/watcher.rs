@@ -62,6 +62,8 @@ pub const PART: &str = "docker";
 
 /// Inspections, and lists, that are asked for at once: more would queue behind Docker's lock.
 const MAX_CONCURRENT_INSPECTS: usize = 8;
+/// How long an inspection may take. One that takes longer is asked for again, and holds up no first list until then.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The least that an engine is given to answer a list.
 const MIN_LIST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most.
@@ -87,7 +89,7 @@ pub struct Watcher {
     asking: JoinSet<Answer>,
     /// While a list is among what is asked: when the engine was last heard of, or the list asked for.
     listing_since: Option<Instant>,
-    /// Since when Docker has been out of reach.
+    /// Since when Docker has been out of reach, or, where it is not listed, since it was last heard of.
     away_since: Option<Instant>,
     is_listed: bool,
     /// Whether everything that the first list raised was answered.
@@ -237,7 +239,9 @@ impl Watcher {
 
     /// The engine does not hang.
     fn on_heard(&mut self) {
-        self.listing_since = self.listing_since.map(|_| Instant::now());
+        let now = Instant::now();
+        self.listing_since = self.listing_since.map(|_| now);
+        self.away_since = self.away_since.map(|_| now);
     }
 
     /// Takes an answer; tells whether there was one.
@@ -246,9 +250,11 @@ impl Watcher {
         question: &Question,
         answer: Result<Option<Box<Container>>, DockerError>,
     ) -> bool {
-        self.on_heard();
         match answer {
-            Ok(container) => self.inventory.on_inspected(question, container.map(|container| *container)),
+            Ok(container) => {
+                self.on_heard();
+                self.inventory.on_inspected(question, container.map(|container| *container));
+            }
             Err(error) => {
                 let (container, error) = (&*question.id, one_line(&error));
                 tracing::warn!(container, error, "could not inspect a container, will try again");
@@ -280,7 +286,8 @@ impl Watcher {
                 let engine = self.engine.clone();
                 self.asking.spawn(async move {
                     let asked = Instant::now();
-                    let answer = engine.inspect(&question.id).await;
+                    let answer = tokio::time::timeout(INSPECT_TIMEOUT, engine.inspect(&question.id)).await;
+                    let answer = answer.unwrap_or(Err(DockerError::Silent(INSPECT_TIMEOUT)));
                     metrics::histogram!("rollcall_agent_inspect_duration_seconds").record(asked.elapsed());
                     Answer::Inspected(question, answer.map(|container| container.map(Box::new)))
                 });

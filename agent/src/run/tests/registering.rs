@@ -254,9 +254,37 @@ async fn a_container_whose_inspection_hangs_holds_nobody_else_up() {
     pass(AT_ONCE).await;
     engine.let_through(&Call::Inspect);
     engine.start(&web("other"));
-    pass(LEASE.refresh * 2).await;
+    pass(Duration::from_secs(9)).await;
     assert_eq!(registered(&store).await, ["other"]);
+    pass(Duration::from_secs(3)).await;
+    assert_eq!(registered(&store).await, ["other", "stuck"], "it is asked about again");
     assert_eq!(agent.condition("docker"), Condition::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_start_a_container_whose_inspection_hangs_holds_the_others_up_for_ten_seconds_at_most() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    ["stuck", "other"].iter().for_each(|name| engine.put(&web(name)));
+    engine.hang_inspect(&web("stuck"));
+    let _agent = Running::start(store.clone(), &engine);
+    pass(Duration::from_secs(10) + AT_ONCE).await;
+    assert_eq!(registered(&store).await, ["other"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_never_lists_and_answers_other_things_is_not_away() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    engine.hang(Call::List);
+    for number in 0..10 {
+        engine.start(&web(&format!("web-{number}")));
+        pass(Duration::from_secs(20)).await;
+    }
+    assert_eq!(registered(&store).await.len(), 10);
+    [Call::Agree, Call::Inspect].into_iter().for_each(|call| engine.hang(call));
+    pass(LEASE.refresh + Duration::from_secs(60)).await;
+    assert_eq!(registered(&store).await, [""; 0], "it is silent for longer than the grace time");
 }
 
 #[tokio::test(start_paused = true)]
