@@ -112,15 +112,15 @@ pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> 
         Ok(reached) => reached,
         Err(reason) => return Description { skipped: Some(reason), ports: Vec::new(), refused },
     };
-    let group = ports.len() > 1;
-    let (labels, kept_in) = exported(container, &policy.filter, ports.len());
+    let count = ports.len();
+    let (labels, kept_in) = exported(container, &policy.filter, count);
     refused.extend(not_taken.into_iter().chain(kept_in));
     let describe = |(port, reached): PortReached| {
         let instance = match reached {
             Ok(_) if labels::is_ignored(container, Some(port)) => {
                 Err(Omission::new(Reason::Ignored, "it asks to be ignored"))
             }
-            Ok(reached) => instance(running, reached, group, &labels),
+            Ok(reached) => instance(running, reached, count, &labels),
             Err(reason) => Err(reason),
         };
         (port, instance)
@@ -166,12 +166,12 @@ fn other_protocols(ports: &BTreeSet<String>) -> Option<Omission> {
 fn instance(
     running: &Running,
     reached: Reached,
-    group: bool,
+    ports: usize,
     labels: &BTreeMap<String, String>,
 ) -> Result<Described, Omission> {
     let container = &*running.container;
     let Reached { port, network, endpoints } = reached;
-    let (service, source) = labels::service(container, port, group)?;
+    let (service, source) = labels::service(container, port, ports > 1)?;
     let tags = labels::tags(container, port);
     if !tags.iter().chain([&container.image]).all(|text| codec::is_one_line(text)) {
         let text = "its tags or its image's name have a control character";
@@ -198,13 +198,18 @@ fn instance(
         labels: labels.clone(),
         alternatives: endpoints.collect(),
     };
-    let size = codec::encode(&instance).len();
-    if size > codec::MAX_VALUE_BYTES {
-        let max = codec::MAX_VALUE_BYTES;
-        let text = format!("its tags and labels make a value of {size} bytes: expected {max} or fewer");
+    let (size, max) = (codec::encode(&instance).len(), max_value_bytes(ports));
+    if size > max {
+        let text =
+            format!("its tags, labels and image make a value of {size} bytes: expected {max} or fewer");
         return Err(Omission::new(Reason::TooLarge, text));
     }
     Ok(Described { instance, source })
+}
+
+/// How large the value of each instance may be of a container that has so many: its labels take half of that at most.
+fn max_value_bytes(instances: usize) -> usize {
+    codec::MAX_VALUE_BYTES.min(2 * MAX_CONTAINER_LABEL_BYTES / instances.max(1))
 }
 
 fn status(running: &Running) -> Status {
@@ -433,6 +438,13 @@ pub(crate) mod tests {
         let description = describe(&tagged, &RunningContainers::new(), &policy());
         let reason = description.ports[0].1.as_ref().expect_err("its value is too large").to_string();
         assert!(reason.contains("expected 65536 or fewer"), "{reason}");
+        let tagged = |tags: usize| {
+            let mut container = (*many.container).clone();
+            container.labels.insert("SERVICE_TAGS".to_owned(), "x".repeat(tags));
+            let running = Running { container: container.into(), is_draining: false };
+            describe(&running, &RunningContainers::new(), &policy()).instances(&running, &policy().node).len()
+        };
+        assert_eq!((tagged(7 << 10), tagged(8 << 10)), (MAX_INSTANCES, 0), "all of them together count");
     }
 
     #[test]
