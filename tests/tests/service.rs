@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,9 +16,9 @@ use rustix::process::Signal;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A service manager: the socket on which it is told things.
+/// A service manager: what it is told on its socket.
 struct Manager {
-    socket: UnixDatagram,
+    lines: mpsc::Receiver<String>,
     told: Vec<String>,
 }
 
@@ -25,19 +27,23 @@ impl Manager {
     fn of(command: &mut Command, dir: &Path) -> Result<Self> {
         let path = dir.join("notify");
         let socket = UnixDatagram::bind(&path)?;
-        socket.set_nonblocking(true)?;
         command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", "200000");
-        Ok(Self { socket, told: Vec::new() })
+        let (sender, lines) = mpsc::channel();
+        // It always listens, as a real one does. The thread ends with the process.
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read) = socket.recv(&mut bytes) {
+                let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
+                text.lines().for_each(|line| drop(sender.send(line.to_owned())));
+            }
+        });
+        Ok(Self { lines, told: Vec::new() })
     }
 
     /// Waits until it is told a line that begins so, after what was waited for before.
     fn wait(&mut self, line: &str) -> Result<String> {
         until(&format!("it is told {line}"), TIMEOUT, || {
-            let mut bytes = [0; 4096];
-            while let Ok(read) = self.socket.recv(&mut bytes) {
-                let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
-                self.told.extend(text.lines().map(str::to_owned));
-            }
+            self.told.extend(self.lines.try_iter());
             let Some(found) = self.told.iter().position(|told| told.starts_with(line)) else {
                 return Ok(None);
             };

@@ -2,7 +2,19 @@
 //! as its main thread gets round to it, that it is alive. The protocol is that of sd_notify(3); where no service manager
 //! listens, nothing is said.
 
-use std::{io, time::Duration};
+use std::{
+    env,
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    time::Duration,
+};
 
 use sd_notify::NotifyState;
 use tokio::time::MissedTickBehavior;
@@ -12,6 +24,9 @@ use super::{
     error::one_line,
     readiness::{Conditions, Readiness},
 };
+
+/// How long it may take to tell it something where its queue is full.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The service manager that has started this process, if one has.
 #[derive(Debug, Clone, Copy)]
@@ -56,15 +71,56 @@ impl ServiceManager {
                     let status = status(&conditions.borrow_and_update());
                     notify(&[NotifyState::Status(&status)]);
                 }
-                () = tick(&mut alive) => notify(&[NotifyState::Watchdog]),
+                () = tick(&mut alive) => ping(),
             }
         }
         notify(&[NotifyState::Stopping]);
         // It ends with the process, which still has to be seen to be alive.
         loop {
             tick(&mut alive).await;
-            notify(&[NotifyState::Watchdog]);
+            ping();
         }
+    }
+}
+
+/// Tells it that the process is alive. A ping that is lost because the queue is full does no harm.
+fn ping() {
+    tell(&[NotifyState::Watchdog], without_waiting);
+}
+
+fn without_waiting(socket: &UnixDatagram) -> io::Result<()> {
+    socket.set_nonblocking(true)
+}
+
+fn notify(state: &[NotifyState]) {
+    tell(state, |socket| socket.set_write_timeout(Some(SEND_TIMEOUT)));
+}
+
+fn tell(state: &[NotifyState], set_wait: impl FnOnce(&UnixDatagram) -> io::Result<()>) {
+    let Some(path) = env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = send(&path, state, set_wait) {
+        tracing::debug!(error = one_line(&error), "cannot tell the service manager");
+    }
+}
+
+/// Sends a state to where it listens: the path of a socket, or `@` and an abstract name. By default a socket waits for as
+/// long as the queue is full.
+fn send(
+    path: &OsStr,
+    state: &[NotifyState],
+    set_wait: impl FnOnce(&UnixDatagram) -> io::Result<()>,
+) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address(path)?)?;
+    set_wait(&socket)?;
+    let lines: String = state.iter().map(|state| format!("{state}\n")).collect();
+    socket.send(lines.as_bytes()).map(drop)
+}
+
+fn address(path: &OsStr) -> io::Result<SocketAddr> {
+    match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(path),
     }
 }
 
@@ -84,13 +140,6 @@ fn status(conditions: &Conditions) -> String {
     }
 }
 
-fn notify(state: &[NotifyState]) {
-    let told: io::Result<()> = sd_notify::notify(state);
-    if let Err(error) = told {
-        tracing::debug!(error = one_line(&error), "cannot tell the service manager");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +153,21 @@ mod tests {
         assert_eq!(status(&readiness.conditions()), "not ready: etcd: unreachable READY=1");
         etcd.ready();
         assert_eq!(status(&readiness.conditions()), "ready");
+    }
+
+    #[test]
+    fn a_manager_that_does_not_listen_holds_nobody_up_and_gets_what_fits() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        let begun = std::time::Instant::now();
+        // More than any queue takes.
+        for _ in 0..5000 {
+            let _ = send(path.as_os_str(), &[NotifyState::Watchdog], without_waiting);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        let mut bytes = [0; 64];
+        let read = socket.recv(&mut bytes).expect("it was told something");
+        assert_eq!(&bytes[..read], b"WATCHDOG=1\n");
     }
 }
