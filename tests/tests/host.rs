@@ -140,7 +140,8 @@ fn an_engine_that_hangs_is_named_and_its_containers_are_withdrawn_after_the_grac
     kill_process(engine, Signal::CONT)?;
     named?;
     is_withdrawn?;
-    assert!(took < Duration::from_secs(4 + 5 + 3 + 2), "it took {took:?}");
+    // Two thirds of a refresh, the silence and the grace time, and as much again for a slow machine.
+    assert!(took < Duration::from_secs(2 * (4 + 5 + 3)), "it took {took:?}");
     until("it is registered again", TIMEOUT, is_registered)
 }
 
@@ -164,7 +165,8 @@ fn whatever_an_engine_does_when_it_restarts_is_registered_within_a_refresh() -> 
             let expected = if runs { Some(container.published(80)?.port().to_string()) } else { None };
             Ok(field(&etcd, container, "port")? == expected)
         };
-        until("what runs is registered as it runs", REFRESH + Duration::from_secs(2), || {
+        // A refresh, and as much again for a slow machine.
+        until("what runs is registered as it runs", 2 * REFRESH, || {
             Ok(is_right(&always)? && is_right(&once)? && is_right(&new)? && registered()? >= 2)
         })?;
         assert_eq!(registered()?, if flags.is_empty() { 2 } else { 3 }, "{flags:?}");

@@ -68,6 +68,10 @@ const INSPECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_LIST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most.
 const MAX_LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The least between two attempts to reach an engine that is away.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
+/// The most, where a refresh is long.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 /// How long after an inspection failed Docker is listed, which raises the question again.
 const RELIST_DELAY: Duration = Duration::from_secs(1);
 
@@ -149,7 +153,9 @@ impl Watcher {
 
     /// Runs until it is dropped.
     pub async fn run(mut self) {
-        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        // With its jitter twice that. However long it was away, when it is back nothing is missed for longer than a refresh.
+        let max = (self.refresh / 6).clamp(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
+        let mut backoff = Backoff::new(MIN_RETRY_DELAY, max);
         loop {
             let error = self.follow(&mut backoff).await;
             self.part.failed(one_line(&error));

@@ -288,6 +288,21 @@ async fn an_engine_that_never_lists_and_answers_other_things_is_not_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_engine_that_was_away_for_long_is_asked_again_within_a_third_of_a_refresh() {
+    let (store, engine) = (MemoryStore::new(), engine());
+    let _agent = Running::start(store.clone(), &engine);
+    pass(AT_ONCE).await;
+    for number in 0..5 {
+        engine.set_down(true);
+        pass(Duration::from_secs(40 + number)).await;
+        engine.put(&web(&format!("web-{number}")));
+        engine.set_down(false);
+        pass(LEASE.refresh / 3 + AT_ONCE).await;
+        assert_eq!(registered(&store).await.len() as u64, number + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_engine_that_breaks_between_a_start_and_its_first_answer_misses_nothing() {
     let (store, engine) = (MemoryStore::new(), engine());
     let _agent = Running::start(store.clone(), &engine);
