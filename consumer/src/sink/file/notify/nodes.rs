@@ -154,11 +154,12 @@ impl NodeReports {
                     None => return,
                 },
                 Some((node, update)) = acked.recv() => self.on_acks(&node, update),
-                Some(ended) = self.tasks.join_next() => match ended.map_err(JoinError::try_into_panic) {
-                    Err(Ok(panic)) => std::panic::resume_unwind(panic),
-                    // It was stopped, as its node has no receiver of ours any more.
-                    Ok(()) | Err(Err(_)) => {}
-                },
+                Some(ended) = self.tasks.join_next() => {
+                    // One that was stopped has no receiver of ours any more.
+                    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+                        std::panic::resume_unwind(panic);
+                    }
+                }
             }
         }
     }
