@@ -21,10 +21,10 @@ use rollcall_shared::{
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Agent, Error, Settings, explain,
-    registration::{PART, address::Readers},
-};
+use crate::{Agent, Error, Settings, explain, registration::address::Readers};
+
+/// The name under which the readiness report has the claim of this host's name.
+const CLAIM: &str = "claim";
 
 /// Registers this Docker host's containers in etcd and delivers signals to them
 ///
@@ -112,6 +112,7 @@ pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
     etcd.check()?;
     lease.check()?;
     let (keys, readers) = (etcd.prefix.clone(), readers(&etcd, loopback));
+    agent.node.check(&readers)?;
     let store = Arc::new(EtcdStore::new(etcd).map_err(Failure::usage)?);
     let stop = shutdown::on_signal().map_err(Failure::failed)?;
     let reloads = reload::on_signal().map_err(Failure::failed)?;
@@ -150,9 +151,10 @@ async fn attend(readiness: Readiness, relist: Arc<Notify>, mut reloads: Reloads,
     let service = ServiceManager::from_env();
     let mut conditions = readiness.subscribe();
     let reloading = async {
-        let is_registered = |conditions: &Conditions| conditions.get(PART).is_some_and(Condition::is_ready);
+        // What is wrong after that is in its status and in /readyz, and no reason to be started for ever.
+        let is_claimed = |conditions: &Conditions| conditions.get(CLAIM).is_some_and(Condition::is_ready);
         // The readiness lives as long as its subscriber.
-        let _ = conditions.wait_for(is_registered).await;
+        let _ = conditions.wait_for(is_claimed).await;
         service.ready();
         loop {
             reloads.next().await;
@@ -174,7 +176,9 @@ async fn attend(readiness: Readiness, relist: Arc<Notify>, mut reloads: Reloads,
 /// As of [`explain::explain`].
 pub async fn explain(settings: &ProgramSettings, container: &str) -> Result<String, Failure> {
     let ProgramSettings { etcd, agent, loopback, lease: _, process: _, logs: _ } = settings;
-    Ok(explain::explain(agent, &etcd.prefix, &readers(etcd, *loopback), container).await?)
+    let readers = readers(etcd, *loopback);
+    agent.node.check(&readers)?;
+    Ok(explain::explain(agent, &etcd.prefix, &readers, container).await?)
 }
 
 /// Who reads etcd: any host, unless the operator says otherwise. Where etcd listens does not tell, as it may be reached

@@ -181,7 +181,7 @@ fn published(bound: &[&Binding], policy: &AddressPolicy) -> Result<Vec<Endpoint>
 
 /// The address at which a port is reached that is published on this one.
 fn host_ip(published: IpAddr, policy: &AddressPolicy) -> Result<IpAddr, String> {
-    if published.is_loopback() && !policy.loopback {
+    if published.to_canonical().is_loopback() && !policy.loopback {
         return Err(format!(
             "it is published on {published}, which only this host reaches: expected --loopback"
         ));

@@ -158,7 +158,7 @@ fn choose(settings: &[Advertise], locals: &[Local]) -> Found {
 
 /// Whether another host may reach it.
 fn is_useful(ip: IpAddr) -> bool {
-    !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(ip)
+    !ip.to_canonical().is_loopback() && !ip.is_unspecified() && !is_link_local(ip)
 }
 
 fn is_link_local(ip: IpAddr) -> bool {

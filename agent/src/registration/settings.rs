@@ -11,7 +11,7 @@ use rollcall_shared::{
     process::{cli, host, setting::SettingError},
 };
 
-use super::advertise::Advertise;
+use super::{address::Readers, advertise::Advertise};
 use crate::inventory::container::Port;
 
 /// Who this host is, and how its containers are reached.
@@ -70,6 +70,21 @@ pub struct FilterSettings {
 }
 
 impl NodeSettings {
+    /// Checks what depends on who reads the store.
+    ///
+    /// # Errors
+    /// A loopback address for readers on other hosts.
+    pub fn check(&self, readers: &Readers) -> Result<(), SettingError> {
+        let is_loopback =
+            |wanted: &&Advertise| matches!(wanted, Advertise::Ip(ip) if ip.to_canonical().is_loopback());
+        match self.advertise.iter().find(is_loopback) {
+            Some(wanted) if *readers != Readers::ThisHost => {
+                Err(SettingError::new("--advertise", wanted, "--loopback beside it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// This host's name.
     ///
     /// # Errors
@@ -131,6 +146,20 @@ mod tests {
         }
         for text in ["", "network:", "hosts", "name:x"] {
             assert!(text.parse::<AddressMode>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_loopback_address_is_refused_unless_the_readers_are_on_this_host() {
+        for (ip, is_refused) in
+            [("127.0.0.1", true), ("::1", true), ("::ffff:127.0.0.1", true), ("10.0.0.5", false)]
+        {
+            let advertise = vec![ip.parse().expect("an address")];
+            let settings = NodeSettings { node: None, advertise, address: None, ports: Vec::new() };
+            let error = settings.check(&Readers::AnyHost { etcd: None }).err().map(|error| error.to_string());
+            assert_eq!(error.is_some(), is_refused, "{ip}");
+            assert!(error.is_none_or(|error| error.contains("expected --loopback beside it")), "{ip}");
+            assert!(settings.check(&Readers::ThisHost).is_ok(), "{ip}");
         }
     }
 }

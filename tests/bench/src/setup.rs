@@ -94,7 +94,7 @@ impl Setup {
 /// Starts an agent of the bench's containers.
 pub fn start_agent(etcd: &Etcd) -> Result<Program> {
     let mut command = Program::agent()?;
-    command.args(["--etcd", &etcd.endpoint(), "--listen", "off"]).args(AGENT_FLAGS);
+    command.args(["--etcd", &etcd.endpoint(), "--listen", "off", "--loopback"]).args(AGENT_FLAGS);
     let mut agent = Program::start("agent", command)?.silent();
     agent.wait_log("claimed the name", SETUP_TIMEOUT)?;
     Ok(agent)
