@@ -40,7 +40,7 @@ pub async fn explain(
     readers: &Readers,
     container: &str,
 ) -> Result<String, Error> {
-    let Found { advertised, missing: _ } = advertise::find(&settings.node.advertise, readers);
+    let Found { advertised, missing } = advertise::find(&settings.node.advertise, readers);
     let policy = Policy::new(&settings.node, &settings.filter, readers, watch::channel(advertised).1)?;
     let docker = Docker::connect(&settings.docker).await?;
     let Some(found) = docker.inspect(container).await? else {
@@ -49,7 +49,8 @@ pub async fn explain(
     };
     let running = Running { container: Arc::new(found), is_draining: false };
     let all = shared_network(&docker, &running).await?;
-    Ok(explanation(&running, &all, &policy, keys, &settings.signals.allow))
+    let missing = missing.iter().map(|missing| format!("  {}\n", escaped(&format!("not found: {missing}"))));
+    Ok(explanation(&running, &all, &policy, keys, &settings.signals.allow) + &missing.collect::<String>())
 }
 
 /// The container whose network this one shares, if it does.

@@ -158,6 +158,7 @@ async fn attend(readiness: Readiness, relist: Arc<Notify>, mut reloads: Reloads,
         service.ready();
         loop {
             reloads.next().await;
+            tracing::info!("asked to list Docker anew");
             service.reloading();
             relist.notify_one();
             service.ready();

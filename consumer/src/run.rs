@@ -294,7 +294,7 @@ impl Consumer {
                     reloader.targets.begin(&mut self.supervisor, arrived);
                     continue;
                 }
-                () = reload_asked() => {}
+                () = reload_asked() => tracing::info!("asked to read the settings anew"),
             }
             service.reloading();
             tokio::select! {

@@ -126,7 +126,7 @@ fn a_state_folder_that_is_read_only_or_full_keeps_no_file_from_being_written_and
 }
 
 #[test]
-fn an_agent_is_ready_once_it_has_registered_and_outlives_sighup() -> Result<()> {
+fn an_agent_is_ready_once_it_has_claimed_its_name_and_outlives_sighup() -> Result<()> {
     let (etcd, dir, _host) = (Etcd::start()?, tempfile::tempdir()?, DockerHost::local()?);
     let mut command = Program::agent()?;
     command.args(["--etcd", &etcd.endpoint(), "--node", "h1", "--listen", "off", "--only-name", "^none$"]);

@@ -13,7 +13,10 @@ use std::{
     sync::Arc,
 };
 
-use rollcall_shared::model::signal::{Incarnation, Signal};
+use rollcall_shared::model::{
+    name::ContainerId,
+    signal::{Incarnation, Signal},
+};
 
 use super::container::{Action, Container, Event, FullId, Summary};
 
@@ -193,10 +196,17 @@ impl Inventory {
         self.known.clear();
     }
 
+    /// Forgets the runs of containers that have ended unseen, now that it is known what runs.
+    pub fn on_complete(&mut self) {
+        let known: BTreeSet<ContainerId> = self.known.keys().filter_map(|id| id.parse().ok()).collect();
+        self.draining.retain(|run| known.contains(&run.container));
+    }
+
     /// Forgets a container that has ended.
     fn forget(&mut self, id: &FullId) {
-        if let Some(Known { container: Some(container), .. }) = self.known.remove(id) {
-            self.draining.retain(|run| run.container != container.short_id);
+        self.known.remove(id);
+        if let Ok(ended) = id.parse::<ContainerId>() {
+            self.draining.retain(|run| run.container != ended);
         }
     }
 
@@ -421,5 +431,15 @@ mod tests {
         let question = inventory.on_event(&event(Action::Die)).expect("a question");
         inventory.on_inspected(&question, None);
         assert!(names(&inventory).is_empty());
+    }
+
+    #[test]
+    fn what_was_told_to_stop_and_has_ended_unseen_is_forgotten_once_all_that_runs_is_known() {
+        let ended = container("ended").incarnation();
+        let mut inventory = Inventory::new([ended, web().incarnation()].into());
+        let questions = inventory.on_list(&[Summary::of(&web())]);
+        inventory.on_inspected(&questions[0], Some(web()));
+        inventory.on_complete();
+        assert_eq!(inventory.draining, [web().incarnation()].into());
     }
 }

@@ -302,7 +302,10 @@ impl Watcher {
     }
 
     fn publish(&mut self) {
-        self.is_complete |= self.is_listed && self.asking.is_empty() && self.waiting.is_empty();
+        if !self.is_complete && self.is_listed && self.asking.is_empty() && self.waiting.is_empty() {
+            self.is_complete = true;
+            self.inventory.on_complete();
+        }
         if !self.is_complete {
             return;
         }

@@ -24,6 +24,5 @@ impl Reloads {
             // The stream ends when it is closed, which nobody does.
             std::future::pending().await
         }
-        tracing::info!("asked to read the settings anew");
     }
 }

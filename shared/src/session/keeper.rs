@@ -1,7 +1,7 @@
 //! The keeper of a claim: it claims a name, keeps the lease alive, notices when either is lost and claims again, answers
 //! later processes that ask whether it lives, and ends the session.
 //!
-//! Agents and consumers keep their claims by this one state machine. [`decide`] says what to do about the record that
+//! Agents and consumers keep their claims by this one state machine. `decide` says what to do about the record that
 //! is found; the rest does it. Every wait ends when the process is asked to stop.
 
 use std::{sync::Arc, time::Duration};
