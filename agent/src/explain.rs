@@ -145,7 +145,7 @@ mod tests {
         let none = explained(&[]);
         assert!(none.contains("by its label rollcall.signal: none; by --allow-signal: none"), "{none}");
         let some = explained(&["HUP", "USR1:web-1"]);
-        assert!(some.contains("by --allow-signal: HUP, USR1 to container web-1"), "{some}");
+        assert!(some.contains("by --allow-signal: HUP, USR1 to container web-1 or service web-1"), "{some}");
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub fn instance(number: usize, service: &str) -> Instance {
         started_at: Timestamp::UNIX_EPOCH,
         tags: vec![],
         labels: BTreeMap::new(),
+        environment: BTreeMap::new(),
         alternatives: vec![],
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn decode_container(answer: ContainerInspectResponse) -> Result<Optio
         name: name.trim_start_matches('/').parse().map_err(named("name"))?,
         image: config.image.unwrap_or_default(),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
-        service_env: decode_service_env(&config.env.unwrap_or_default()),
+        env: decode_env(&config.env.unwrap_or_default()),
         paused: state.paused == Some(true),
         check: decode_check(&state),
         started_at: state
@@ -138,10 +138,9 @@ fn decode_check(state: &ContainerState) -> Check {
     }
 }
 
-fn decode_service_env(env: &[String]) -> BTreeMap<String, String> {
+fn decode_env(env: &[String]) -> BTreeMap<String, String> {
     let pairs = env.iter().filter_map(|variable| variable.split_once('='));
-    let service = pairs.filter(|(name, _)| name.starts_with("SERVICE_"));
-    service.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// Whether a port is of another protocol than TCP and UDP, such as `9/sctp`.
@@ -218,7 +217,7 @@ mod tests {
         assert_eq!((web.restart, web.network_of.as_deref()), (Restart::UnlessStopped, Some("c2")));
         assert_eq!(Vec::from_iter(&web.other_ports), ["9/sctp"]);
         assert_eq!(web.check, Check::Starting);
-        assert_eq!(web.service_env.keys().collect::<Vec<_>>(), ["SERVICE_NAME"]);
+        assert_eq!(web.env["SERVICE_NAME"], "web");
         assert_eq!(web.exposed.iter().map(Port::to_string).collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
         assert_eq!(web.bindings.len(), 2);
         assert_eq!(web.networks["front"].v6, None);

@@ -119,8 +119,8 @@ pub struct Container {
     pub image: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Those of its environment variables that name and describe services (`SERVICE_*`).
-    pub service_env: BTreeMap<String, String>,
+    /// Its environment variables.
+    pub env: BTreeMap<String, String>,
     /// Whether it is paused.
     pub paused: bool,
     /// What its HEALTHCHECK says.
@@ -228,7 +228,7 @@ mod tests {
     fn printing_a_container_shows_neither_labels_nor_variables() {
         let mut web = testing::container("web");
         web.labels.insert("password".to_owned(), "secret".to_owned());
-        web.service_env.insert("SERVICE_TOKEN".to_owned(), "secret".to_owned());
+        web.env.insert("SERVICE_TOKEN".to_owned(), "secret".to_owned());
         let printed = format!("{web:?}");
         assert!(printed.contains("web") && !printed.contains("secret"), "{printed}");
     }
@@ -267,7 +267,7 @@ pub(crate) mod testing {
             name: name.parse().expect("a name"),
             image: "example/app:1".to_owned(),
             labels: BTreeMap::new(),
-            service_env: BTreeMap::new(),
+            env: BTreeMap::new(),
             paused: false,
             check: Check::None,
             started_at: Timestamp::UNIX_EPOCH,

@@ -21,10 +21,11 @@ use rollcall_shared::{
 
 use super::{
     address::{self, AddressPolicy, PortReached, Reached, Readers},
+    export::{self, Exported},
     filter,
     finder::AddressReceiver,
     labels,
-    omission::{MAX_SHOWN_CHARS, Omission, Reason},
+    omission::{Omission, Reason},
     settings::{AddressMode, FilterSettings, NodeSettings},
 };
 use crate::inventory::{
@@ -39,10 +40,6 @@ pub type Values = BTreeMap<String, Vec<u8>>;
 const MAX_INSTANCES: usize = 128;
 /// How many omissions are named one by one that are the container's as a whole.
 const MAX_REFUSED: usize = 16;
-/// How large the labels of one instance may be that are let out, which leaves room for the rest of the value.
-const MAX_LABEL_BYTES: usize = codec::MAX_VALUE_BYTES * 3 / 4;
-/// How large they may be in all instances of a container.
-const MAX_CONTAINER_LABEL_BYTES: usize = 512 << 10;
 
 /// What the registration of a container depends on beside the container.
 #[derive(Debug, Clone)]
@@ -113,14 +110,14 @@ pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> 
         Err(reason) => return Description { skipped: Some(reason), ports: Vec::new(), refused },
     };
     let count = ports.len();
-    let (labels, kept_in) = exported(container, &policy.filter, count);
+    let (exported, kept_in) = Exported::of(container, &policy.filter, count);
     refused.extend(not_taken.into_iter().chain(kept_in));
     let describe = |(port, reached): PortReached| {
         let instance = match reached {
             Ok(_) if labels::is_ignored(container, Some(port)) => {
                 Err(Omission::new(Reason::Ignored, "it asks to be ignored"))
             }
-            Ok(reached) => instance(running, reached, count, &labels),
+            Ok(reached) => instance(running, reached, count, &exported),
             Err(reason) => Err(reason),
         };
         (port, instance)
@@ -167,7 +164,7 @@ fn instance(
     running: &Running,
     reached: Reached,
     ports: usize,
-    labels: &BTreeMap<String, String>,
+    exported: &Exported,
 ) -> Result<Described, Omission> {
     let container = &*running.container;
     let Reached { port, network, endpoints } = reached;
@@ -195,7 +192,8 @@ fn instance(
         weight: labels::weight(container, port)?,
         started_at: container.started_at,
         tags,
-        labels: labels.clone(),
+        labels: exported.labels.clone(),
+        environment: exported.environment.clone(),
         alternatives: endpoints.collect(),
     };
     let (size, max) = (codec::encode(&instance).len(), max_value_bytes(ports));
@@ -207,9 +205,10 @@ fn instance(
     Ok(Described { instance, source })
 }
 
-/// How large the value of each instance may be of a container that has so many: its labels take half of that at most.
+/// How large the value of each instance may be of a container that has so many: what is let out takes half of that at
+/// most.
 fn max_value_bytes(instances: usize) -> usize {
-    codec::MAX_VALUE_BYTES.min(2 * MAX_CONTAINER_LABEL_BYTES / instances.max(1))
+    codec::MAX_VALUE_BYTES.min(2 * export::MAX_CONTAINER_BYTES / instances.max(1))
 }
 
 fn status(running: &Running) -> Status {
@@ -220,49 +219,6 @@ fn status(running: &Running) -> Status {
         Check::Starting => Status::Starting,
         Check::Unhealthy => Status::Failing,
     }
-}
-
-/// Labels often hold secrets: only those that the operator names go out, and Rollcall's own. One that has several lines
-/// stays in, and so do the largest where there is no room for all of them in each of the instances. Those are the second.
-fn exported(
-    container: &Container,
-    filter: &FilterSettings,
-    instances: usize,
-) -> (BTreeMap<String, String>, Vec<Omission>) {
-    let wanted = |name: &str| {
-        name.starts_with("rollcall.")
-            || filter.export_labels.iter().any(|wanted| match wanted.strip_suffix('*') {
-                Some(prefix) => name.starts_with(prefix),
-                None => name == wanted,
-            })
-    };
-    let (mut room, mut kept_in) =
-        (MAX_LABEL_BYTES.min(MAX_CONTAINER_LABEL_BYTES / instances.max(1)), Vec::new());
-    let mut labels: Vec<_> = container.labels.iter().filter(|(name, _)| wanted(name)).collect();
-    labels.sort_by_key(|(name, value)| json_bytes(name, value));
-    let mut fits = |(name, value): &(&String, &String)| {
-        let name_shown: String = name.chars().take(MAX_SHOWN_CHARS).collect();
-        if !codec::is_one_line(name) || !codec::is_one_line(value) {
-            let text = format!("label {name_shown} has a control character and stays in");
-            kept_in.push(Omission::new(Reason::Label, text));
-            return false;
-        }
-        let rest = room.checked_sub(json_bytes(name, value));
-        if rest.is_none() {
-            let text = format!("label {name_shown} has {} bytes: there is room for {room}", value.len());
-            kept_in.push(Omission::new(Reason::TooLarge, text));
-        }
-        room = rest.unwrap_or(room);
-        rest.is_some()
-    };
-    labels.retain(&mut fits);
-    (labels.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect(), kept_in)
-}
-
-/// What a label takes in JSON: quotes, colon and comma, and a backslash before some characters.
-fn json_bytes(name: &str, value: &str) -> usize {
-    let escaped = |text: &str| text.len() + text.matches(['"', '\\']).count();
-    escaped(name) + escaped(value) + 6
 }
 
 impl Description {
@@ -374,6 +330,7 @@ pub(crate) mod tests {
                 only_image: None,
                 explicit: false,
                 export_labels: vec!["team".to_owned(), "public.*".to_owned()],
+                export_env: vec!["ZONE".to_owned()],
             },
             address: AddressPolicy {
                 mode: AddressMode::Host,
@@ -453,7 +410,7 @@ pub(crate) mod tests {
             (0..20).for_each(|n| drop(c.labels.insert(format!("public.{n}"), "\"\\".repeat(1200))));
         });
         let size = codec::encode(&described(&full)).len();
-        assert!((MAX_LABEL_BYTES * 9 / 10..codec::MAX_VALUE_BYTES).contains(&size), "{size}");
+        assert!((export::MAX_BYTES * 9 / 10..codec::MAX_VALUE_BYTES).contains(&size), "{size}");
     }
 
     #[test]
@@ -561,22 +518,6 @@ pub(crate) mod tests {
             let registered: Vec<String> = registered.iter().map(|found| found.address.to_string()).collect();
             assert_eq!(registered, Vec::from_iter(expected));
         }
-    }
-
-    #[test]
-    fn only_labels_that_the_operator_lets_out_are_registered() {
-        let instance = described(&changed(|container| {
-            for (name, value) in [
-                ("secret", "x"),
-                ("team", "blue"),
-                ("public.a", "1"),
-                ("public.lines", "a\nb"),
-                ("rollcall.signal", "HUP"),
-            ] {
-                container.labels.insert(name.to_owned(), value.to_owned());
-            }
-        }));
-        assert_eq!(instance.labels.keys().collect::<Vec<_>>(), ["public.a", "rollcall.signal", "team"]);
     }
 
     #[test]

@@ -12,7 +12,15 @@ use crate::inventory::container::Container;
 /// # Errors
 /// Why not, in a few words.
 pub fn admit(container: &Container, filter: &FilterSettings) -> Result<(), Omission> {
-    let FilterSettings { containers, only_name, only_label, only_image, explicit, export_labels: _ } = filter;
+    let FilterSettings {
+        containers,
+        only_name,
+        only_label,
+        only_image,
+        explicit,
+        export_labels: _,
+        export_env: _,
+    } = filter;
     if labels::is_ignored(container, None) {
         let text = "it asks to be ignored, by rollcall.ignore or SERVICE_IGNORE";
         return Err(Omission::new(Reason::Ignored, text));
@@ -52,6 +60,7 @@ mod tests {
             only_image: None,
             explicit: false,
             export_labels: Vec::new(),
+            export_env: Vec::new(),
         }
     }
 

@@ -5,16 +5,17 @@
 //! (<https://gliderlabs.github.io/registrator/latest/user/services/>); Compose's and Swarm's own labels;
 //! the image's base name.
 
-use rollcall_shared::model::{name::ServiceName, signal::Signal};
+use rollcall_shared::model::{
+    name::ServiceName,
+    signal::Signal,
+    stack::{COMPOSE_SERVICE, SWARM_SERVICE},
+};
 
 use super::omission::Omission;
 use crate::inventory::container::{Container, Port};
 
 /// The label by which a container says which signals it may be sent.
 pub const SIGNAL_LABEL: &str = "rollcall.signal";
-
-const COMPOSE_SERVICE: &str = "com.docker.compose.service";
-const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 
 /// Where a service's name comes from that nobody gives.
 const IMAGE: &str = "the image's name";
@@ -32,7 +33,7 @@ fn find<'a>(
 ) -> Option<Found<'a>> {
     let label = |name: String| container.labels.get(&name).map(|value| (value.as_str(), name));
     let service = |name: String| {
-        let value = container.labels.get(&name).or_else(|| container.service_env.get(&name));
+        let value = container.labels.get(&name).or_else(|| container.env.get(&name));
         value.map(|value| (value.as_str(), name))
     };
     let number = port.map(|port| port.number);
@@ -56,7 +57,7 @@ pub fn is_explicit(container: &Container) -> bool {
         (key.starts_with("rollcall.") && key.ends_with("service"))
             || (key.starts_with("SERVICE_") && key.ends_with("NAME"))
     };
-    container.labels.keys().chain(container.service_env.keys()).any(names)
+    container.labels.keys().chain(container.env.keys()).any(names)
 }
 
 /// The name of the service that a port is of, and where it comes from. `group` tells whether the container
@@ -146,7 +147,7 @@ mod tests {
         let own = |pairs: &[(&str, &str)]| {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
-        Container { labels: own(labels), service_env: own(env), ..container("web") }
+        Container { labels: own(labels), env: own(env), ..container("web") }
     }
 
     fn named(container: &Container, group: bool) -> String {

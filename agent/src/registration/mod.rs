@@ -1,9 +1,10 @@
 //! Registration: what of this host should be in the store, what is there, and the writes between the two.
 //!
 //! ```text
-//! running container -> filter -> labels, address -> desired -> plan(desired, observed) -> registrar -> store
+//! running container -> filter -> labels, address, export -> desired -> plan(desired, observed) -> registrar -> store
 //! ```
 
+pub mod export;
 pub mod filter;
 pub mod labels;
 

@@ -63,10 +63,16 @@ pub struct FilterSettings {
     #[arg(long, env = "ROLLCALL_EXPLICIT", global = true)]
     #[arg(value_parser = clap::builder::FalseyValueParser::new())]
     pub explicit: bool,
-    /// Labels that go into the registration, by name or, ending in *, by prefix [default: none but rollcall.*]
+    /// More labels that go into the registration, by name or, ending in *, by prefix [default: those that Rollcall, Compose,
+    /// Swarm, Citus and nginx-proxy select by]
     #[arg(long = "export-label", env = "ROLLCALL_EXPORT_LABELS", value_name = "LABEL,...", global = true)]
     #[arg(value_delimiter = ',')]
     pub export_labels: Vec<String>,
+    /// More environment variables that go into the registration, by name or, ending in *, by prefix [default: those of
+    /// nginx-proxy, such as VIRTUAL_HOST]
+    #[arg(long = "export-env", env = "ROLLCALL_EXPORT_ENV", value_name = "VARIABLE,...", global = true)]
+    #[arg(value_delimiter = ',')]
+    pub export_env: Vec<String>,
 }
 
 impl NodeSettings {

@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use rollcall_shared::model::signal::{
-    Ack, Delivery, Incarnation, Receiver, RequestedReceiver, Selector, Signal, SignalRequest,
+use rollcall_shared::model::{
+    selector::Selector,
+    signal::{Ack, Delivery, Incarnation, Receiver, RequestedReceiver, Signal, SignalRequest},
+    stack::SWARM_SERVICE,
 };
 use tokio::time::Instant;
 
@@ -55,8 +57,8 @@ pub fn ready_in(started_at: Timestamp, settle: Duration, now: Timestamp) -> Dura
 
 /// Whether a container may be sent a signal: by its own label, or by the operator.
 pub fn is_allowed(container: &Container, signal: Signal, allowed: &[Allowed]) -> bool {
-    let by_operator =
-        |rule: &Allowed| rule.signal == signal && rule.to.as_ref().is_none_or(|to| is_meant(container, to));
+    let is_meant = |rule: &Allowed| rule.to.is_empty() || rule.to.iter().any(|to| is_meant(container, to));
+    let by_operator = |rule: &Allowed| rule.signal == signal && is_meant(rule);
     let by_itself = |label: &String| label.split(',').any(|text| text.trim().parse() == Ok(signal));
     allowed.iter().any(by_operator) || container.labels.get(SIGNAL_LABEL).is_some_and(by_itself)
 }
@@ -84,9 +86,11 @@ fn refusal(container: &Container, signal: Signal, allowed: &[Allowed]) -> Option
 
 fn refusal_words(container: &Container, signal: Signal) -> String {
     let name = &container.name;
+    // The name of a Swarm task is another one tomorrow.
+    let lasting = container.labels.get(SWARM_SERVICE).map_or(name.as_str(), String::as_str);
     format!(
         "container {name} allows no {signal}: expected its label {SIGNAL_LABEL}={signal}, or --allow-signal \
-         {signal}:{name} at the agent"
+         {signal}:{lasting} at the agent"
     )
 }
 
@@ -161,8 +165,8 @@ mod tests {
 
     fn delivery(to: &str) -> Delivery {
         let to = match to.strip_prefix("label:") {
-            Some(label) => Selector::Label(label.parse().expect("a label")),
-            None => Selector::Container(to.parse().expect("a name")),
+            Some(label) => Selector::label(label.parse().expect("a label")),
+            None => Selector::container(to.parse().expect("a name")),
         };
         Delivery { signal: Signal::HUP, to }
     }
@@ -221,6 +225,8 @@ mod tests {
             ("", vec!["HUP"], true),
             ("", vec!["USR1", "HUP:proxy"], true),
             ("", vec!["USR1", "HUP:other"], false),
+            ("", vec!["HUP:rollcall.signal="], true),
+            ("", vec!["HUP:role=proxy"], false),
         ] {
             let (proxy, allowed) = (proxy(label), rules(&allowed));
             assert_eq!(is_allowed(&proxy, Signal::HUP, &allowed), expected, "{label} {allowed:?}");
@@ -230,6 +236,15 @@ mod tests {
                 assert!(refusal.as_ref().is_none_or(|refusal| refusal.contains(part)), "{refusal:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_swarm_task_is_allowed_by_its_service_which_a_refusal_names() {
+        let mut task = container("shop_proxy.1.k2j4h5g6f7d8");
+        task.labels.insert(SWARM_SERVICE.to_owned(), "shop_proxy".to_owned());
+        let refused = refusal(&task, Signal::HUP, &[]).expect("nobody allows it");
+        assert!(refused.ends_with("or --allow-signal HUP:shop_proxy at the agent"), "{refused}");
+        assert!(is_allowed(&task, Signal::HUP, &rules(&["HUP:shop_proxy"])));
     }
 
     #[test]

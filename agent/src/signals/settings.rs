@@ -3,7 +3,10 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use rollcall_shared::{
-    model::signal::{Delivery, Selector, Signal},
+    model::{
+        selector::Selector,
+        signal::{Delivery, Signal},
+    },
     process::time,
 };
 
@@ -11,12 +14,13 @@ use rollcall_shared::{
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Signals")]
 pub struct SignalSettings {
-    /// Signals that consumers may send, to any container or to one: HUP or HUP:citus_master. A container's own label
-    /// rollcall.signal=HUP,USR1 allows them too
+    /// Signals that consumers may send: to any container (HUP), to a container or the containers of a service by name
+    /// (HUP:proxy), or to those with a label (HUP:role=proxy). A container's own label rollcall.signal=HUP,USR1 allows
+    /// them too
     #[arg(
         long = "allow-signal",
         env = "ROLLCALL_ALLOW_SIGNALS",
-        value_name = "SIGNAL[:CONTAINER],...",
+        value_name = "SIGNAL[:NAME|:LABEL=VALUE],...",
         global = true
     )]
     #[arg(value_delimiter = ',')]
@@ -32,13 +36,13 @@ pub struct SignalSettings {
 pub struct Allowed {
     /// The signal.
     pub signal: Signal,
-    /// The containers that it may be sent to; any, where there is none.
-    pub to: Option<Selector>,
+    /// The containers that it may be sent to: those that one of these means; any, where there is none.
+    pub to: Vec<Selector>,
 }
 
 impl From<Delivery> for Allowed {
     fn from(Delivery { signal, to }: Delivery) -> Self {
-        Self { signal, to: Some(to) }
+        Self { signal, to: vec![to] }
     }
 }
 
@@ -51,16 +55,26 @@ impl FromStr for Allowed {
             None => (text, None),
         };
         let signal = signal.parse().map_err(|error| format!("{error}"))?;
-        let to = to.map(str::parse).transpose().map_err(|error| format!("{error}"))?;
-        Ok(Self { signal, to: to.map(Selector::Container) })
+        let to = match to {
+            None => vec![],
+            Some(label) if label.contains('=') => {
+                vec![Selector::label(label.parse().map_err(|error| format!("{error}"))?)]
+            }
+            Some(name) => {
+                let container = name.parse().map_err(|error| format!("{error}"))?;
+                vec![Selector::container(container), Selector::service(name)]
+            }
+        };
+        Ok(Self { signal, to })
     }
 }
 
 impl fmt::Display for Allowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.to {
-            Some(to) => write!(f, "{} to {to}", self.signal),
-            None => self.signal.fmt(f),
+        let to: Vec<String> = self.to.iter().map(Selector::to_string).collect();
+        match to.as_slice() {
+            [] => self.signal.fmt(f),
+            to => write!(f, "{} to {}", self.signal, to.join(" or ")),
         }
     }
 }

@@ -187,6 +187,9 @@ pub struct Instance {
     /// The labels that the agent's operator lets out; each on one line.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// The environment variables that the agent's operator lets out; each on one line.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
     /// Other endpoints of the same container port, such as its IPv6 binding.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alternatives: Vec<Endpoint>,
@@ -212,12 +215,12 @@ impl Value for Instance {
 
     fn flaw(&self) -> Option<&'static str> {
         let texts = [&self.image].into_iter().chain(&self.network).chain(&self.tags);
-        let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);
+        let pairs = self.labels.iter().chain(&self.environment).flat_map(|(name, value)| [name, value]);
         if self.port == 0 || self.container_port == 0 || self.alternatives.iter().any(|e| e.port == 0) {
             Some("port 0")
         } else if self.weight == 0 {
             Some("weight 0")
-        } else if texts.chain(labels).any(|text| !codec::is_one_line(text)) {
+        } else if texts.chain(pairs).any(|text| !codec::is_one_line(text)) {
             Some("a control character in a text")
         } else {
             None

@@ -6,4 +6,6 @@ pub mod instance;
 pub mod label;
 pub mod name;
 pub mod node;
+pub mod selector;
 pub mod signal;
+pub mod stack;

@@ -4,14 +4,14 @@
 //! its own containers that are meant. The consumer then writes a request to a receiver's node, and the agent there
 //! delivers the signal and acks it, container by container.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    label::LabelSelector,
     name::{ContainerId, ContainerName},
+    selector::Selector,
 };
 use crate::codec::{V1, Value};
 
@@ -95,40 +95,6 @@ impl TryFrom<String> for Signal {
     type Error = SignalError;
     fn try_from(text: String) -> Result<Self, SignalError> {
         text.parse()
-    }
-}
-
-/// Which containers are meant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Selector {
-    /// The container of this name, or whose ID starts with it.
-    Container(ContainerName),
-    /// Every container with this label.
-    Label(LabelSelector),
-}
-
-impl Selector {
-    /// Whether a container is meant.
-    pub fn matches(&self, id: &str, name: &ContainerName, labels: &BTreeMap<String, String>) -> bool {
-        /// Shorter texts are names, never the start of an ID: as short as Docker prints IDs.
-        const MIN_ID_LENGTH: usize = 12;
-        match self {
-            Selector::Container(wanted) => {
-                let wanted = wanted.as_str();
-                wanted == name.as_str() || (wanted.len() >= MIN_ID_LENGTH && id.starts_with(wanted))
-            }
-            Selector::Label(label) => label.matches(labels),
-        }
-    }
-}
-
-impl fmt::Display for Selector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Selector::Container(name) => write!(f, "container {name}"),
-            Selector::Label(label) => write!(f, "label {label}"),
-        }
     }
 }
 
@@ -256,24 +222,5 @@ mod tests {
             assert!(text.parse::<Signal>().is_err(), "{text:?} was taken");
         }
         assert_eq!("USR1".parse::<Signal>().expect("a signal").to_string(), "USR1");
-    }
-
-    #[test]
-    fn a_selector_means_a_name_an_id_or_a_label() {
-        let id = "0123456789abcdef".repeat(4);
-        let name: ContainerName = "citus_master".parse().expect("a name");
-        let labels = BTreeMap::from([("role".to_owned(), "proxy".to_owned())]);
-        let container = |text: &str| Selector::Container(text.parse().expect("a name"));
-        let label = |text: &str| Selector::Label(text.parse().expect("a label"));
-        for (selector, expected) in [
-            (container("citus_master"), true),
-            (container("citus"), false),
-            (container("0123456789ab"), true),
-            (container("0123"), false),
-            (label("role=proxy"), true),
-            (label("role=other"), false),
-        ] {
-            assert_eq!(selector.matches(&id, &name, &labels), expected, "{selector}");
-        }
     }
 }

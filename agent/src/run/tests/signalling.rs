@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use rollcall_shared::model::{
     consumer::{ConsumerRecord, TargetRecord},
     name::NodeName,
-    signal::{Ack, RequestedReceiver, Selector, Signal, SignalRequest},
+    selector::Selector,
+    signal::{Ack, RequestedReceiver, Signal, SignalRequest},
 };
 
 use super::*;
@@ -35,7 +36,7 @@ async fn write(store: &MemoryStore, op: Op) {
 /// The consumer says that its target signals the containers with the label.
 async fn put_consumer(store: &MemoryStore) {
     let delivery =
-        Delivery { signal: Signal::HUP, to: Selector::Label("role=proxy".parse().expect("a label")) };
+        Delivery { signal: Signal::HUP, to: Selector::label("role=proxy".parse().expect("a label")) };
     let targets = BTreeMap::from([(target().target, TargetRecord { delivery: Some(delivery) })]);
     let record = ConsumerRecord { v: V1, claim: Claim::new("c1".to_owned(), 60), targets };
     let key = keys().format(&Key::Consumer(target().consumer));

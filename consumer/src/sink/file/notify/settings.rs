@@ -6,7 +6,8 @@ use rollcall_shared::{
     model::{
         label::LabelSelector,
         name::ContainerName,
-        signal::{Delivery, Selector, Signal},
+        selector::Selector,
+        signal::{Delivery, Signal},
     },
     process::{setting::SettingError, time},
 };
@@ -118,10 +119,10 @@ impl RawNotify {
         let one = "exactly one of container, label, pid_file and command";
         match (container, label, pid_file, command) {
             (Some(container), None, None, None) => {
-                Ok(Notify::Signal(Delivery { signal, to: Selector::Container(container) }))
+                Ok(Notify::Signal(Delivery { signal, to: Selector::container(container) }))
             }
             (None, Some(label), None, None) => {
-                Ok(Notify::Signal(Delivery { signal, to: Selector::Label(label) }))
+                Ok(Notify::Signal(Delivery { signal, to: Selector::label(label) }))
             }
             (None, None, Some(pid_file), None) => Ok(Notify::PidFile { pid_file, signal, process }),
             (None, None, None, Some(command)) => {

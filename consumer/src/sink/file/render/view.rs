@@ -29,6 +29,7 @@ pub(super) struct View<'r> {
     started_at: jiff::Timestamp,
     tags: &'r [String],
     labels: &'r BTreeMap<String, String>,
+    environment: &'r BTreeMap<String, String>,
     alternatives: &'r [Endpoint],
 }
 
@@ -53,6 +54,7 @@ impl<'r> View<'r> {
             started_at: instance.started_at,
             tags: &instance.tags,
             labels: &instance.labels,
+            environment: &instance.environment,
             alternatives: &instance.alternatives,
         }
     }

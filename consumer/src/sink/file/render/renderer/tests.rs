@@ -116,9 +116,9 @@ fn haproxy_servers_of_one_name_are_told_apart_by_their_containers() {
 fn json_has_one_instance_a_line() {
     insta::assert_snapshot!(render(Format::Json, &[], three()), @r#"
     [
-    {"service":"api","node":"h1","container":"api-3","id":"000000000003","image":"app:1","address":"api-3","port":8003,"endpoint":"api-3:8003","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":1,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"alternatives":[]},
-    {"service":"web","node":"h1","container":"web-1","id":"000000000001","image":"app:1","address":"10.0.0.1","port":8001,"endpoint":"10.0.0.1:8001","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":1,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"alternatives":[]},
-    {"service":"web","node":"h1","container":"web-2","id":"000000000002","image":"app:1","address":"fd00::2","port":8002,"endpoint":"[fd00::2]:8002","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":300,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"alternatives":[]}
+    {"service":"api","node":"h1","container":"api-3","id":"000000000003","image":"app:1","address":"api-3","port":8003,"endpoint":"api-3:8003","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":1,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"environment":{},"alternatives":[]},
+    {"service":"web","node":"h1","container":"web-1","id":"000000000001","image":"app:1","address":"10.0.0.1","port":8001,"endpoint":"10.0.0.1:8001","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":1,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"environment":{},"alternatives":[]},
+    {"service":"web","node":"h1","container":"web-2","id":"000000000002","image":"app:1","address":"fd00::2","port":8002,"endpoint":"[fd00::2]:8002","protocol":"tcp","container_port":80,"network":null,"status":"passing","weight":300,"started_at":"1970-01-01T00:00:00Z","tags":[],"labels":{},"environment":{},"alternatives":[]}
     ]
     "#);
     assert_eq!(render(Format::Json, &["web"], vec![]), "[]\n");
