@@ -8,7 +8,7 @@ use std::env::consts::ARCH;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
@@ -30,6 +30,13 @@ pub const POSTGRES: &str = "rollcall-test-postgres";
 /// The worker (`tests/worker`): answers GET with its hostname on PORT (80), drains for DRAIN_MS (1500) on
 /// SIGTERM.
 pub const WORKER: &str = "rollcall-test-worker";
+
+/// Rollcall's own images, by deploy/Dockerfile.
+pub const AGENT: &str = "rollcall/agent:test";
+/// See [`AGENT`].
+pub const CONSUMER: &str = "rollcall/consumer:test";
+/// The demo's etcd, by deploy/etcd.
+pub const ETCD: &str = "rollcall/etcd:test";
 
 /// What to give `nginx -g` so that its log tells of every reload ("reconfiguring").
 pub const NGINX_NOTICES: &str = "daemon off; error_log /dev/stderr notice;";
@@ -70,6 +77,14 @@ EXPOSE 5432
 STOPSIGNAL SIGINT
 HEALTHCHECK --interval=1s --timeout=5s --retries=30 CMD pg_isready -q
 CMD ["postgres"]
+"#;
+
+/// What deploy/Dockerfile takes the binaries from.
+const BINARIES: &str = "rollcall-test-binaries";
+
+const BINARIES_RECIPE: &str = r#"FROM debian:bookworm-slim
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
+COPY rollcall-agent rollcall-consumer /out/
 "#;
 
 const WORKER_RECIPE: &str = r#"FROM scratch
@@ -123,6 +138,32 @@ pub fn worker() -> Result<&'static str> {
     Ok(WORKER)
 }
 
+/// Makes Rollcall's images of the present code, and gives the agent's and the consumer's names.
+///
+/// # Errors
+/// They cannot be built.
+pub fn rollcall() -> Result<(&'static str, &'static str)> {
+    once(make_rollcall)?;
+    Ok((AGENT, CONSUMER))
+}
+
+/// Makes sure of the demo's etcd, and gives its name.
+///
+/// # Errors
+/// It cannot be built.
+pub fn etcd() -> Result<&'static str> {
+    once(|| {
+        let context = tool::workspace().join("deploy/etcd");
+        let hash = hash(&[&fs::read_to_string(context.join("Dockerfile"))?]);
+        if is_made(ETCD, &hash)? {
+            return Ok(());
+        }
+        make_base().context("cannot make the base image")?;
+        build(ETCD, &hash, "", &context)
+    })?;
+    Ok(ETCD)
+}
+
 /// Makes one image at a time, in this process and among processes: the others then find it made.
 fn once(make: impl FnOnce() -> Result<()>) -> Result<()> {
     static ONE: Mutex<()> = Mutex::new(());
@@ -156,20 +197,65 @@ fn make_worker() -> Result<()> {
         return Ok(());
     }
     eprintln!("harness: building the image {WORKER}");
+    let built = static_build(&["--release", "--package", WORKER])?.join("release").join(WORKER);
+    build_with(WORKER, &hash, WORKER_RECIPE, &[&built])
+}
+
+/// The static programs, without symbols, on nothing, as deploy/Dockerfile has it. cargo knows whether the code has
+/// changed.
+fn make_rollcall() -> Result<()> {
+    let packages = ["--package", "rollcall-agent", "--package", "rollcall-consumer"];
+    let built = static_build(&packages)?.join("debug");
+    let stripped = tempfile::Builder::new().prefix(&leftovers::prefix()).tempdir()?;
+    let programs = ["rollcall-agent", "rollcall-consumer"].map(|name| stripped.path().join(name));
+    for program in &programs {
+        let name = program.file_name().expect("it has one");
+        tool::run(Command::new("strip").arg("-o").arg(program).arg(built.join(name)))?;
+    }
+    let recipe = tool::workspace().join("deploy/Dockerfile");
+    let mut hash = DefaultHasher::new();
+    fs::read(&recipe)?.hash(&mut hash);
+    programs.iter().try_for_each(|program| fs::read(program).map(|bytes| bytes.hash(&mut hash)))?;
+    let hash = format!("{:016x}", hash.finish());
+    if is_made(AGENT, &hash)? && is_made(CONSUMER, &hash)? {
+        return Ok(());
+    }
+    make_base().context("cannot make the base image")?;
+    eprintln!("harness: building the images {AGENT} and {CONSUMER}");
+    build_with(BINARIES, &hash, BINARIES_RECIPE, &programs.each_ref().map(|program| program.as_path()))?;
+    for (image, target) in [(AGENT, "agent"), (CONSUMER, "consumer")] {
+        let mut command = local_command()?;
+        command.args(["build", "--quiet", "--target", target, "--tag", image, "--file"]).arg(&recipe);
+        command.args(["--build-arg", &format!("BUILDER={BINARIES}"), "--label", &format!("{LABEL}={hash}")]);
+        tool::run(command.arg(tool::workspace()))?;
+    }
+    Ok(())
+}
+
+/// Builds packages as static programs; gives the folder with the folders of the profiles.
+fn static_build(options: &[&str]) -> Result<PathBuf> {
     // A folder of its own, so that it does not take turns with the workspace's build, whose flags differ.
     let (triple, target) = (format!("{ARCH}-unknown-linux-gnu"), tool::target_dir().join("static"));
     tool::run(
         Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "--package", WORKER, "--target", &triple, "--target-dir"])
+            .args(["build", "--quiet", "--target", &triple, "--target-dir"])
             .arg(&target)
+            .args(options)
             .current_dir(tool::workspace())
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("RUSTFLAGS", "-C target-feature=+crt-static"),
     )?;
+    Ok(target.join(triple))
+}
+
+/// Builds an image of a recipe that copies these files.
+fn build_with(name: &str, hash: &str, recipe: &str, files: &[&Path]) -> Result<()> {
     let context = tempfile::Builder::new().prefix(&leftovers::prefix()).tempdir()?;
-    fs::copy(target.join(triple).join("release").join(WORKER), context.path().join(WORKER))?;
-    fs::write(context.path().join("Dockerfile"), WORKER_RECIPE)?;
-    build(WORKER, &hash, "", context.path())
+    for file in files {
+        fs::copy(file, context.path().join(file.file_name().context("it has no name")?))?;
+    }
+    fs::write(context.path().join("Dockerfile"), recipe)?;
+    build(name, hash, "", context.path())
 }
 
 fn make_base() -> Result<()> {

@@ -102,6 +102,7 @@ impl OwnHost {
             command.args(["--storage-driver", "fuse-overlayfs"]);
         }
         command.args(&self.extra);
+        let command = named(&format!("host-{}", self.n), &command)?;
         // `ip netns exec` would remount /sys and hide the cgroups from dockerd.
         let command = nsenter(&self.netns, &command)?;
         let mut engine =
@@ -136,6 +137,14 @@ impl Drop for OwnHost {
         let _ = tool::run_line(&format!("ip link del {}", self.bridge.veth(self.n)));
         let _ = tool::run_line(&format!("ip netns del {}", self.bridge.netns(self.n)));
     }
+}
+
+/// The command with a host name of its own, which an engine reports as its own and Swarm knows a node by.
+fn named(host: &str, command: &Command) -> Result<Command> {
+    let mut wrapped = tool::command("unshare")?;
+    wrapped.args(["--uts", "sh", "-c", "hostname \"$0\" && exec \"$@\"", host]);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    Ok(wrapped)
 }
 
 /// The major version of the installed dockerd.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rollcall_tests::etcdctl::Event;
-use rollcall_tests::{Bridge, DockerHost, Etcd, EtcdCluster, EtcdConfig, Program, Tls, http, image, until};
+use rollcall_tests::{
+    Bridge, DockerHost, Etcd, EtcdCluster, EtcdConfig, Program, Swarm, Tls, http, image, until,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -167,6 +169,32 @@ fn the_images_of_nginx_and_postgresql_run() -> Result<()> {
     postgres.kill("HUP")?;
     until("it has reloaded", TIMEOUT, || Ok(postgres.logs()?.contains("reloading configuration files")))?;
     assert_eq!(postgres.exec(&["psql", "--tuples-only", "--no-align", "--command", "select 1"])?, "1");
+    Ok(())
+}
+
+#[test]
+fn rollcalls_images_run() -> Result<()> {
+    let host = DockerHost::local()?;
+    let (agent, consumer) = image::rollcall()?;
+    for (image, name) in [(agent, "rollcall-agent"), (consumer, "rollcall-consumer")] {
+        assert!(host.docker(&["run", "--rm", image, "--version"])?.starts_with(name), "{image}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_tasks_of_a_swarm_run_on_all_of_its_hosts() -> Result<()> {
+    let (bridge, dir) = (Bridge::start()?, tempfile::tempdir()?);
+    let hosts = DockerHost::start_several(2, &bridge)?;
+    hosts.iter().try_for_each(|host| host.load_image(image::worker()?))?;
+    let file = dir.path().join("stack.yml");
+    let service = "{image: rollcall-test-worker, deploy: {mode: global, endpoint_mode: dnsrr}}";
+    std::fs::write(&file, format!("version: \"3.8\"\nservices:\n  worker: {service}\n"))?;
+    Swarm::start(&hosts)?.deploy("test", &file, &[])?;
+    for host in &hosts {
+        let tasks = ["ps", "--quiet", "--filter", "label=com.docker.swarm.service.name=test_worker"];
+        until("a task runs", Duration::from_secs(60), || Ok(!host.docker(&tasks)?.is_empty()))?;
+    }
     Ok(())
 }
 
