@@ -23,6 +23,9 @@ pub enum Error {
     /// The node's name is another agent's.
     #[error(transparent)]
     Claim(#[from] KeeperError),
+    /// The node's name is another agent's, and each has containers of its own.
+    #[error("{0}; or one agent for both, by --container NAME,NAME")]
+    ClaimBeside(KeeperError),
     /// A part that runs for ever has ended.
     #[error("the agent's {0} ended without being asked to")]
     Ended(&'static str),
@@ -48,6 +51,7 @@ impl From<Error> for Failure {
             Error::Docker(DockerError::Call { .. } | DockerError::Silent(_))
             | Error::Store(_)
             | Error::Claim(_)
+            | Error::ClaimBeside(_)
             | Error::Ended(_) => Failure::failed(error),
         }
     }

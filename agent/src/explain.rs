@@ -14,7 +14,7 @@ use rollcall_shared::{
 use tokio::sync::watch;
 
 use crate::{
-    Error, Settings,
+    Error, LayoutSettings, Settings,
     docker::{Docker, Engine},
     inventory::{Running, RunningContainers, container::Container},
     registration::{
@@ -36,12 +36,14 @@ use crate::{
 /// Settings that cannot work, Docker out of reach, or no such running container.
 pub async fn explain(
     settings: &Settings,
+    layouts: &LayoutSettings,
     keys: &Keys,
     readers: &Readers,
     container: &str,
 ) -> Result<String, Error> {
     let Found { advertised, missing } = advertise::find(&settings.node.advertise, readers);
-    let policy = Policy::new(&settings.node, &settings.filter, readers, watch::channel(advertised).1)?;
+    let addresses = watch::channel(advertised).1;
+    let policy = Policy::new(&settings.node, &settings.filter, readers, addresses, layouts)?;
     let docker = Docker::connect(&settings.docker).await?;
     let Some(found) = docker.inspect(container).await? else {
         let expected = "the name or ID of a container that runs on this host";
@@ -88,9 +90,14 @@ fn explanation(
     for omission in &description.refused {
         lines.push(format!("  left out: {omission}"));
     }
+    let layouts = description.layouts.clone();
     for (id, instance) in description.instances(running, &policy.node) {
         lines.push(format!("  key {}", keys.format(&Key::Instance(id))));
         lines.push(format!("  value {}", String::from_utf8_lossy(&codec::encode(&instance))));
+    }
+    for (key, value) in layouts.iter().flat_map(|entries| &entries.pairs) {
+        lines.push(format!("  key {key}"));
+        lines.push(format!("  value {}", String::from_utf8_lossy(value)));
     }
     let by_label: String = match container.labels.get(SIGNAL_LABEL) {
         Some(label) => label.chars().take(MAX_SHOWN_CHARS).collect(),
@@ -133,6 +140,21 @@ mod tests {
         let closed = Running { container: closed.into(), is_draining: false };
         let text = explanation(&closed, &RunningContainers::new(), &tests::policy(), &keys, &[]);
         assert!(text.contains("not registered: it publishes no port"), "{text}");
+    }
+
+    #[test]
+    fn it_lists_the_keys_of_the_layouts() {
+        let keys: Keys = "/rollcall".parse().expect("a prefix");
+        let layouts = crate::layout::testing::settings(&["--layout", "containers,registrator"]);
+        let policy = Policy { layouts, ..tests::policy() };
+        let text = explanation(&tests::web(), &RunningContainers::new(), &policy, &keys, &[]);
+        for expected in [
+            "  key /containers/web-1/80/host\n  value 10.0.0.5\n",
+            "  key /containers/web-1/80/port\n  value 8080\n",
+            "  key /services/app/h1:web-1:80\n  value 10.0.0.5:8080\n",
+        ] {
+            assert!(text.contains(expected), "{text}");
+        }
     }
 
     #[test]

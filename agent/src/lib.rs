@@ -8,6 +8,7 @@
 
 pub mod docker;
 pub mod inventory;
+pub mod layout;
 pub mod registration;
 pub mod signals;
 
@@ -19,6 +20,7 @@ pub mod settings;
 
 pub use error::Error;
 pub use inventory::Port;
+pub use layout::LayoutSettings;
 pub use registration::AddressMode;
 pub use run::Agent;
 pub use settings::Settings;

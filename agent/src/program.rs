@@ -21,7 +21,7 @@ use rollcall_shared::{
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Agent, Error, Settings, explain, registration::address::Readers};
+use crate::{Agent, Error, LayoutSettings, Settings, explain, registration::address::Readers};
 
 /// The name under which the readiness report has the claim of this host's name.
 const CLAIM: &str = "claim";
@@ -65,6 +65,9 @@ pub struct ProgramSettings {
     #[arg(long, env = "ROLLCALL_LOOPBACK", global = true, help_heading = "Node")]
     #[arg(value_parser = clap::builder::FalseyValueParser::new())]
     pub loopback: bool,
+    /// What is written beside Rollcall's own keys.
+    #[command(flatten)]
+    pub layouts: LayoutSettings,
     /// The lease.
     #[command(flatten)]
     pub lease: LeaseSettings,
@@ -103,7 +106,7 @@ pub struct ProcessSettings {
 /// # Errors
 /// A setting that cannot work, Docker or etcd out of reach at the start, and a node name that is another agent's.
 pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
-    let ProgramSettings { etcd, agent, loopback, lease, process, logs: _ } = settings;
+    let ProgramSettings { etcd, mut agent, loopback, layouts, lease, process, logs: _ } = settings;
     let ProcessSettings { on_exit, listen, wait } = process;
     if etcd.endpoints.is_empty() {
         let expected = "etcd's client URLs, such as http://10.0.0.1:2379";
@@ -113,6 +116,8 @@ pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
     lease.check()?;
     let (keys, readers) = (etcd.prefix.clone(), readers(&etcd, loopback));
     agent.node.check(&readers)?;
+    agent.node.node = Some(agent.node.name_beside(&agent.filter.containers)?);
+    layouts.check(&keys)?;
     let store = Arc::new(EtcdStore::new(etcd).map_err(Failure::usage)?);
     let stop = shutdown::on_signal().map_err(Failure::failed)?;
     let reloads = reload::on_signal().map_err(Failure::failed)?;
@@ -121,7 +126,20 @@ pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
     let listener = health::bind(listen).await.map_err(Failure::failed)?;
     let attending = attend(readiness.clone(), relist.clone(), reloads, stop.clone());
     let serving = serve(listener, readiness.clone(), metrics);
-    let agent = Agent { settings: agent, lease, wait, on_exit, store, keys, readers, readiness, relist };
+    let is_confined = !agent.filter.containers.is_empty();
+    let agent = Agent {
+        settings: agent,
+        lease,
+        wait,
+        on_exit,
+        store,
+        keys,
+        readers,
+        readiness,
+        layouts,
+        is_confined,
+        relist,
+    };
     tokio::select! {
         // The others are dropped with the agent; if the server ends by itself, so does the process.
         ended = agent.run(stop) => Ok(ended?),
@@ -176,10 +194,13 @@ async fn attend(readiness: Readiness, relist: Arc<Notify>, mut reloads: Reloads,
 /// # Errors
 /// As of [`explain::explain`].
 pub async fn explain(settings: &ProgramSettings, container: &str) -> Result<String, Failure> {
-    let ProgramSettings { etcd, agent, loopback, lease: _, process: _, logs: _ } = settings;
+    let ProgramSettings { etcd, agent, loopback, layouts, lease: _, process: _, logs: _ } = settings;
     let readers = readers(etcd, *loopback);
     agent.node.check(&readers)?;
-    Ok(explain::explain(agent, &etcd.prefix, &readers, container).await?)
+    layouts.check(&etcd.prefix)?;
+    let mut agent = agent.clone();
+    agent.node.node = Some(agent.node.name_beside(&agent.filter.containers)?);
+    Ok(explain::explain(&agent, layouts, &etcd.prefix, &readers, container).await?)
 }
 
 /// Who reads etcd: any host, unless the operator says otherwise. Where etcd listens does not tell, as it may be reached

@@ -19,8 +19,13 @@ use crate::{
     Error, Settings,
     docker::{Docker, Engine},
     inventory::{Watcher, watcher::InventoryReceiver},
+    layout::LayoutSettings,
     registration::{
-        self, Policy, Registrar, address::Readers, advertise, finder::AddressFinder, observed::Kind,
+        self, Policy, Registrar,
+        address::Readers,
+        advertise,
+        finder::AddressFinder,
+        observed::{Kind, LayoutUpdates},
         reporter::OmissionReporter,
     },
     signals::{
@@ -49,6 +54,10 @@ pub struct Agent {
     pub readers: Readers,
     /// Where it reports how it fares.
     pub readiness: Readiness,
+    /// What it writes beside Rollcall's own keys.
+    pub layouts: LayoutSettings,
+    /// Whether it signals only the containers that `--container` names: others may have an agent of their own.
+    pub is_confined: bool,
     /// Asks for a list of Docker's containers at once, instead of at the next refresh.
     pub relist: Arc<Notify>,
 }
@@ -74,7 +83,8 @@ impl Agent {
         let (wanted, readers) = (self.settings.node.advertise.clone(), self.readers.clone());
         let search = move || advertise::find(&wanted, &readers);
         let (finder, addresses) = AddressFinder::new(search, &self.readiness);
-        let policy = Policy::new(&self.settings.node, &self.settings.filter, &self.readers, addresses)?;
+        let Settings { node, filter, .. } = &self.settings;
+        let policy = Policy::new(node, filter, &self.readers, addresses, &self.layouts)?;
         Ok((policy, finder))
     }
 
@@ -123,13 +133,17 @@ impl Agent {
         let mut tasks = Tasks::default();
         tasks.spawn("address finder", finder.run(is_complete, refresh, watcher.notifier()));
         tasks.spawn("watcher", watcher.run());
-        let host = Host { engine, store: self.store, keys: self.keys, node: policy.node.clone() };
+        let containers = if self.is_confined { self.settings.filter.containers.clone() } else { Vec::new() };
+        let node = policy.node.clone();
+        let host = Host { engine, store: self.store, keys: self.keys, node, containers };
         let wiring = Wiring { host, readiness: self.readiness, sessions, inventory };
         let reports = wiring.dispatch(self.settings.signals, &mut tasks);
         wiring.register(policy, reports, &mut tasks);
         tokio::select! {
             // The keeper ends by the token, in bounded time. Nothing else goes on meanwhile.
-            kept = keeper.run(startup.stop.clone()) => Ok(kept?),
+            kept = keeper.run(startup.stop.clone()) => Ok(kept.map_err(|error| {
+                if self.is_confined { Error::ClaimBeside(error) } else { Error::Claim(error) }
+            })?),
             ended = tasks.ended(&startup.stop) => Err(Error::Ended(ended)),
         }
     }
@@ -146,7 +160,7 @@ struct Wiring {
 impl Wiring {
     /// Spawns the dispatcher; gives what it wants registered.
     fn dispatch(&self, settings: SignalSettings, tasks: &mut Tasks) -> ReportsReceiver {
-        let Host { store, keys, node, engine: _ } = &self.host;
+        let Host { store, keys, node, engine: _, containers: _ } = &self.host;
         let part = self.readiness.part("consumers");
         let decode = DecodeConsumer(keys.clone());
         let (consumer_reflector, consumers) = Reflector::new(store.clone(), keys.consumers(), decode, part);
@@ -171,9 +185,10 @@ impl Wiring {
 
     /// Spawns the registrar.
     fn register(self, policy: Policy, reports: ReportsReceiver, tasks: &mut Tasks) {
-        let Host { store, keys, node, engine: _ } = self.host;
+        let Host { store, keys, node, engine: _, containers: _ } = self.host;
+        let layouts = &policy.layouts;
         let mut observe = |kind: Kind| {
-            let (reflector, updates) = kind.reflector(store.clone(), &keys, &node, &self.readiness);
+            let (reflector, updates) = kind.reflector(store.clone(), &keys, &node, layouts, &self.readiness);
             tasks.spawn("reflector of its own keys", reflector.run());
             updates
         };
@@ -181,6 +196,9 @@ impl Wiring {
             acks: observe(Kind::Acks),
             instances: observe(Kind::Instances),
             receivers: observe(Kind::Receivers),
+            layouts: LayoutUpdates(
+                layouts.layouts().into_iter().map(Kind::Layout).map(|kind| (kind, observe(kind))).collect(),
+            ),
             sessions: self.sessions,
             inventory: self.inventory,
             reports,

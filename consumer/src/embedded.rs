@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rollcall_agent::{
-    AddressMode, Agent, Port,
+    AddressMode, Agent, LayoutSettings, Port,
     registration::{self, address::Readers},
     signals::Allowed,
 };
@@ -70,8 +70,20 @@ impl Embedded {
     ) -> Result<(), rollcall_agent::Error> {
         let Self { settings, lease, wait } = self;
         // The memory store ends with this process, and its one reader is on this host.
-        let (on_exit, readers, relist) = (OnExit::Revoke, Readers::ThisHost, Arc::default());
-        Agent { settings, lease, wait, on_exit, store, keys, readers, readiness, relist }.run(stop).await
+        let agent = Agent {
+            settings,
+            lease,
+            wait,
+            on_exit: OnExit::Revoke,
+            store,
+            keys,
+            readers: Readers::ThisHost,
+            readiness,
+            layouts: LayoutSettings::default(),
+            is_confined: false,
+            relist: Arc::default(),
+        };
+        agent.run(stop).await
     }
 }
 

@@ -28,9 +28,12 @@ use super::{
     omission::{Omission, Reason},
     settings::{AddressMode, FilterSettings, NodeSettings},
 };
-use crate::inventory::{
-    Running, RunningContainers,
-    container::{Check, Container, FullId, Port},
+use crate::{
+    inventory::{
+        Running, RunningContainers,
+        container::{Binding, Check, Container, FullId, Port},
+    },
+    layout::{self, Entries, LayoutSettings, Subject, wanted::Wanted},
 };
 
 /// Values by key.
@@ -52,6 +55,8 @@ pub struct Policy {
     pub address: AddressPolicy,
     /// The host's own addresses as they change.
     pub addresses: AddressReceiver,
+    /// What is written beside the instances.
+    pub layouts: LayoutSettings,
 }
 
 impl Policy {
@@ -64,6 +69,7 @@ impl Policy {
         filter: &FilterSettings,
         readers: &Readers,
         addresses: AddressReceiver,
+        layouts: &LayoutSettings,
     ) -> Result<Self, SettingError> {
         let address = AddressPolicy {
             mode: node.address.clone().unwrap_or(AddressMode::Host),
@@ -71,7 +77,7 @@ impl Policy {
             loopback: *readers == Readers::ThisHost,
             ports: node.ports.clone(),
         };
-        Ok(Self { node: node.name()?, filter: filter.clone(), address, addresses })
+        Ok(Self { node: node.name()?, filter: filter.clone(), address, addresses, layouts: layouts.clone() })
     }
 
     /// Takes the host's addresses as they are now; tells whether they have changed.
@@ -88,6 +94,8 @@ pub struct Description {
     pub skipped: Option<Omission>,
     /// Each of its ports: what it is registered as, or why it is not.
     pub ports: Vec<(Port, Result<Described, Omission>)>,
+    /// What is written beside them.
+    pub layouts: Vec<Entries>,
     /// What else it asks for and does not get, while the rest is registered.
     pub refused: Vec<Omission>,
 }
@@ -107,7 +115,7 @@ pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> 
     let mut refused = labels::unknown_signals(container);
     let (ports, not_taken) = match reach(container, all, policy) {
         Ok(reached) => reached,
-        Err(reason) => return Description { skipped: Some(reason), ports: Vec::new(), refused },
+        Err(reason) => return Description::skipped(reason, refused),
     };
     let count = ports.len();
     let (exported, kept_in) = Exported::of(container, &policy.filter, count);
@@ -122,8 +130,30 @@ pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> 
         };
         (port, instance)
     };
-    let ports = ports.into_iter().map(describe).collect();
-    Description { skipped: None, ports, refused: capped(refused) }
+    let ports: Vec<_> = ports.into_iter().map(describe).collect();
+    let (layouts, not_laid_out) = lay_out(container, all, &ports, policy);
+    refused.extend(not_laid_out);
+    Description { skipped: None, ports, layouts, refused: capped(refused) }
+}
+
+/// What is written in the layouts for a container's instances, and what cannot be.
+fn lay_out(
+    container: &Container,
+    all: &RunningContainers,
+    ports: &[(Port, Result<Described, Omission>)],
+    policy: &Policy,
+) -> (Vec<Entries>, Vec<Omission>) {
+    let network = address::network_of(container, all);
+    let bindings = network.map_or(&[][..], |network| network.bindings.as_slice());
+    let bindings: BTreeMap<Port, Vec<Binding>> =
+        bindings.iter().map(|binding| (binding.to, *binding)).into_group_map().into_iter().collect();
+    let subjects = ports.iter().filter_map(|(port, described)| {
+        let instance = &described.as_ref().ok()?.instance;
+        let bindings = bindings.get(port).map_or(&[][..], Vec::as_slice);
+        Some(Subject { instance, node: &policy.node, bindings })
+    });
+    let (entries, left_out) = layout::lay_out(&policy.layouts, subjects);
+    (entries, left_out.into_iter().map(|text| Omission::new(Reason::Layout, text)).collect())
 }
 
 /// The first of them, and how many more there are.
@@ -222,6 +252,11 @@ fn status(running: &Running) -> Status {
 }
 
 impl Description {
+    /// Of a container of which nothing is registered.
+    fn skipped(reason: Omission, refused: Vec<Omission>) -> Self {
+        Self { skipped: Some(reason), ports: Vec::new(), layouts: Vec::new(), refused }
+    }
+
     /// The instances with their identities.
     pub fn instances(self, running: &Running, node: &NodeName) -> Vec<(InstanceId, Instance)> {
         let container = running.container.short_id;
@@ -250,17 +285,24 @@ pub struct Desired {
     /// The keys of each container's instances.
     registered: BTreeMap<FullId, Vec<String>>,
     values: Values,
+    layouts: Wanted,
 }
 
 impl Desired {
     /// Nothing yet, as it is not known what runs.
     pub fn new(policy: Policy, keys: Keys) -> Self {
-        Self { policy, keys, running: None, registered: BTreeMap::new(), values: Values::new() }
+        let layouts = Wanted::default();
+        Self { policy, keys, running: None, registered: BTreeMap::new(), values: Values::new(), layouts }
     }
 
     /// The values, by key; `None` until it is known what runs.
     pub fn values(&self) -> Option<&Values> {
         self.running.as_ref().map(|_| &self.values)
+    }
+
+    /// What is wanted in the layouts.
+    pub fn layouts(&self) -> &Wanted {
+        &self.layouts
     }
 
     /// Takes what runs now. If the host's addresses have changed, everything is described anew.
@@ -270,6 +312,7 @@ impl Desired {
             before = Arc::default();
             self.registered.clear();
             self.values.clear();
+            self.layouts.clear();
         }
         // The container whose network one shares counts as well, whose ports it has.
         let is_same = |now: &Running| match &now.container.network_of {
@@ -296,10 +339,13 @@ impl Desired {
         for key in self.registered.remove(id).unwrap_or_default() {
             self.values.remove(&key);
         }
+        self.layouts.remove(id);
     }
 
     fn describe(&mut self, id: &FullId, running: &Running, all: &RunningContainers) {
-        let description = describe(running, all, &self.policy);
+        let mut description = describe(running, all, &self.policy);
+        let layouts = std::mem::take(&mut description.layouts);
+        self.layouts.set(id.clone(), running.container.started_at, layouts);
         for (instance_id, instance) in description.instances(running, &self.policy.node) {
             let key = self.keys.format(&Key::Instance(instance_id));
             self.registered.entry(id.clone()).or_default().push(key.clone());
@@ -338,6 +384,7 @@ pub(crate) mod tests {
                 loopback: false,
                 ports: Vec::new(),
             },
+            layouts: LayoutSettings::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the store has under this node's name, as the store says.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, future::poll_fn, sync::Arc, task::Poll};
 
 use rollcall_shared::{
     keys::Keys,
@@ -10,8 +10,10 @@ use rollcall_shared::{
     store::{KeyRange, LeaseId, Op, Revision, Store},
 };
 
+use crate::layout::{Layout, LayoutSettings};
+
 /// A kind of key that a node writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Its acks.
     Acks,
@@ -19,14 +21,17 @@ pub enum Kind {
     Instances,
     /// Its receivers.
     Receivers,
+    /// What it writes in a layout, among the keys of others.
+    Layout(Layout),
 }
 
 impl Kind {
-    /// Every kind, in the order of their keys.
-    pub const ALL: [Kind; 3] = [Kind::Acks, Kind::Instances, Kind::Receivers];
+    /// Every kind of Rollcall's own keys, in the order of the keys: below their folders nobody else writes.
+    pub const OWN: [Kind; 3] = [Kind::Acks, Kind::Instances, Kind::Receivers];
 
-    fn range(self, keys: &Keys, node: &NodeName) -> KeyRange {
+    fn range(self, keys: &Keys, node: &NodeName, layouts: &LayoutSettings) -> KeyRange {
         match self {
+            Kind::Layout(layout) => layouts.range(layout),
             Kind::Acks => keys.acks_of(node),
             Kind::Instances => keys.instances_of(node),
             Kind::Receivers => keys.receivers_of(node),
@@ -38,6 +43,9 @@ impl Kind {
             Kind::Acks => "own acks",
             Kind::Instances => "own instances",
             Kind::Receivers => "own receivers",
+            Kind::Layout(Layout::Containers) => "layout containers",
+            Kind::Layout(Layout::Registrator) => "layout registrator",
+            Kind::Layout(Layout::Skydns) => "layout skydns",
         }
     }
 
@@ -47,9 +55,10 @@ impl Kind {
         store: Arc<dyn Store>,
         keys: &Keys,
         node: &NodeName,
+        layouts: &LayoutSettings,
         readiness: &Readiness,
     ) -> (Reflector<Raw>, Updates<Raw>) {
-        Reflector::new(store, self.range(keys, node), Raw, readiness.part(self.part()))
+        Reflector::new(store, self.range(keys, node, layouts), Raw, readiness.part(self.part()))
     }
 }
 
@@ -70,13 +79,28 @@ impl Decode for Raw {
     }
 }
 
-/// What the store has under this node's name.
+/// What the reflectors of the layouts find.
 #[derive(Debug)]
-pub struct Observed {
-    acks: Range,
-    instances: Range,
-    receivers: Range,
+pub struct LayoutUpdates(pub Vec<(Kind, Updates<Raw>)>);
+
+impl LayoutUpdates {
+    /// The next update of any of them; none ever comes where there is no layout. Cancel safe.
+    pub async fn next(&mut self) -> (Kind, Update<String, Vec<u8>>) {
+        poll_fn(|context| {
+            for (kind, updates) in &mut self.0 {
+                if let Poll::Ready(Some(update)) = updates.poll_recv(context) {
+                    return Poll::Ready((*kind, update));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
 }
+
+/// What the store has under this node's name, and in the layouts that it writes.
+#[derive(Debug)]
+pub struct Observed(BTreeMap<Kind, Range>);
 
 #[derive(Debug)]
 struct Range {
@@ -86,19 +110,32 @@ struct Range {
 
 impl Observed {
     /// Nothing, as nothing was listed yet.
-    pub fn new(keys: &Keys, node: &NodeName) -> Self {
-        let range = |kind: Kind| Range { keys: kind.range(keys, node), cache: Cache::new(kind.part()) };
-        Self { acks: range(Kind::Acks), instances: range(Kind::Instances), receivers: range(Kind::Receivers) }
+    pub fn new(keys: &Keys, node: &NodeName, layouts: &LayoutSettings) -> Self {
+        let range = |kind: Kind| {
+            (kind, Range { keys: kind.range(keys, node, layouts), cache: Cache::new(kind.part()) })
+        };
+        let kinds = Kind::OWN.into_iter().chain(layouts.layouts().into_iter().map(Kind::Layout));
+        Self(kinds.map(range).collect())
     }
 
-    /// Whether everything was listed once.
+    /// Whether everything of Rollcall's own was listed once.
     pub fn is_listed(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.range(*kind).cache.position().is_some())
+        Kind::OWN.iter().all(|kind| self.range(*kind).cache.position().is_some())
     }
 
     /// The values of a kind, in the order of the keys.
     pub fn held(&self, kind: Kind) -> impl Iterator<Item = (&String, &Held<Vec<u8>>)> {
         self.range(kind).cache.held().iter()
+    }
+
+    /// What is in each layout that was listed once.
+    pub fn layouts(&self) -> BTreeMap<Layout, &BTreeMap<String, Held<Vec<u8>>>> {
+        let listed = self.0.iter().filter(|(_, range)| range.cache.position().is_some());
+        let layouts = listed.filter_map(|(kind, range)| match kind {
+            Kind::Layout(layout) => Some((*layout, range.cache.held())),
+            Kind::Acks | Kind::Instances | Kind::Receivers => None,
+        });
+        layouts.collect()
     }
 
     /// Takes what a reflector of this kind has found.
@@ -108,29 +145,19 @@ impl Observed {
 
     /// Takes a write of our own, at its revision.
     pub fn on_written(&mut self, op: Op, lease: LeaseId, revision: Revision) {
-        let kind = Kind::ALL.into_iter().find(|kind| self.range(*kind).keys.contains(op.key()));
-        let Some(kind) = kind else { return };
-        let cache = &mut self.range_mut(kind).cache;
+        let Some(range) = self.0.values_mut().find(|range| range.keys.contains(op.key())) else { return };
         match op {
-            Op::Put { key, value } => cache.put(key, value, revision, Some(lease)),
-            Op::Delete { key } => cache.delete(&key),
+            Op::Put { key, value } => range.cache.put(key, value, revision, Some(lease)),
+            Op::Delete { key } => range.cache.delete(&key),
         }
     }
 
     fn range(&self, kind: Kind) -> &Range {
-        match kind {
-            Kind::Acks => &self.acks,
-            Kind::Instances => &self.instances,
-            Kind::Receivers => &self.receivers,
-        }
+        self.0.get(&kind).expect("every kind that is asked for is observed")
     }
 
     fn range_mut(&mut self, kind: Kind) -> &mut Range {
-        match kind {
-            Kind::Acks => &mut self.acks,
-            Kind::Instances => &mut self.instances,
-            Kind::Receivers => &mut self.receivers,
-        }
+        self.0.get_mut(&kind).expect("every kind that is asked for is observed")
     }
 }
 
@@ -148,7 +175,7 @@ pub(super) mod tests {
 
     pub(in crate::registration) fn observed() -> Observed {
         let keys: Keys = "/rollcall".parse().expect("a prefix");
-        Observed::new(&keys, &"h1".parse().expect("a name"))
+        Observed::new(&keys, &"h1".parse().expect("a name"), &LayoutSettings::default())
     }
 
     /// A listing of a kind's keys, values and leases.

@@ -32,11 +32,13 @@ pub enum Reason {
     Label,
     /// It asks for more than a container may have.
     TooLarge,
+    /// A layout has no place for it.
+    Layout,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::NoPort,
         Reason::Ignored,
         Reason::Filtered,
@@ -44,6 +46,7 @@ impl Reason {
         Reason::Protocol,
         Reason::Label,
         Reason::TooLarge,
+        Reason::Layout,
     ];
 
     /// The reason as metrics have it.
@@ -56,6 +59,7 @@ impl Reason {
             Reason::Protocol => "protocol",
             Reason::Label => "label",
             Reason::TooLarge => "too_large",
+            Reason::Layout => "layout",
         }
     }
 

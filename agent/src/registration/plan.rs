@@ -1,6 +1,6 @@
 //! From what should be registered and what is, to the next writes, and when. Pure.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use itertools::{
     EitherOrBoth::{Both, Left, Right},
@@ -17,6 +17,7 @@ use super::{
     desired::{Desired, Values},
     observed::{Kind, Observed},
 };
+use crate::layout;
 
 /// What is to be registered of signals.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +52,17 @@ pub struct Planner {
     pub retry_at: Option<Instant>,
     /// The writes that the store refuses.
     pub refusals: Refusals,
+    /// What is registered in the layouts.
+    pub layouts: Layouts,
+}
+
+/// What is known of the keys in the layouts.
+#[derive(Debug, Default)]
+pub struct Layouts {
+    /// The leases that this node has had, as far as it is known: what is attached to one of them is ours.
+    leases: BTreeSet<LeaseId>,
+    /// The keys that are wanted and someone else's.
+    pub conflicts: BTreeSet<String>,
 }
 
 impl Planner {
@@ -65,10 +77,11 @@ impl Planner {
         if !self.is_ready() {
             return Next::Idle;
         }
-        let kinds = Kind::ALL.into_iter().filter_map(|kind| Some((self.wanted(kind)?, kind)));
+        let kinds = Kind::OWN.into_iter().filter_map(|kind| Some((self.wanted(kind)?, kind)));
         let (wanted, kinds): (Vec<&Values>, Vec<Kind>) = kinds.unzip();
         let observed = kinds.iter().flat_map(|kind| self.observed.held(*kind));
-        let ops = plan(wanted.into_iter().flatten(), observed, lease);
+        let mut ops = plan(wanted.into_iter().flatten(), observed, lease);
+        ops.append(&mut self.lay_out(lease));
         match (self.refusals.choose(ops, now), self.retry_at) {
             (Due::Nothing, _) => {
                 self.retry_at = None;
@@ -86,8 +99,21 @@ impl Planner {
         self.refusals.hasten(Instant::now());
     }
 
+    /// The writes in the layouts.
+    fn lay_out(&mut self, lease: LeaseId) -> Vec<Op> {
+        // A predecessor's lease is known by what is under our name, before that is put under ours.
+        let leases = self.observed.held(Kind::Instances).filter_map(|(_, held)| held.lease);
+        self.layouts.leases.extend(leases.chain([lease]));
+        let found = self.observed.layouts();
+        let wanted = self.desired.layouts().entries();
+        let plan = layout::plan::plan(&wanted, &found, &self.layouts.leases, lease);
+        self.layouts.conflicts = plan.conflicts;
+        plan.ops
+    }
+
     fn wanted(&self, kind: Kind) -> Option<&Values> {
         match kind {
+            Kind::Layout(_) => None,
             Kind::Acks => self.reports.as_ref().map(|reports| &reports.acks),
             Kind::Instances => self.desired.values(),
             Kind::Receivers => self.reports.as_ref().map(|reports| &reports.receivers),
@@ -179,11 +205,12 @@ mod tests {
             observed: observed(),
             retry_at: None,
             refusals: Refusals::default(),
+            layouts: Layouts::default(),
         }
     }
 
     fn list_nothing(planner: &mut Planner) {
-        Kind::ALL.iter().for_each(|kind| planner.observed.apply(*kind, listing(&[], 1, Cause::First)));
+        Kind::OWN.iter().for_each(|kind| planner.observed.apply(*kind, listing(&[], 1, Cause::First)));
     }
 
     fn running() -> Arc<RunningContainers> {

@@ -4,7 +4,7 @@
 //! with backoff. One that failed because of the claim or the lease makes the keeper look at both, and a new session is
 //! written under at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rollcall_shared::{
     keys::Keys,
@@ -23,8 +23,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     desired::{Desired, Policy},
-    observed::{Kind, Observed, Raw},
-    plan::{Next, Planner, SignalReports},
+    observed::{Kind, LayoutUpdates, Observed, Raw},
+    plan::{Layouts, Next, Planner, SignalReports},
 };
 use crate::inventory::watcher::InventoryReceiver;
 
@@ -41,6 +41,8 @@ pub struct Registrar {
     backoff: Backoff,
     part: Part,
     inputs: Inputs,
+    /// The keys of others that were named.
+    said: BTreeSet<String>,
 }
 
 /// What a registrar reads.
@@ -58,6 +60,8 @@ pub struct Inputs {
     pub instances: Updates<Raw>,
     /// What the store has of the node's receivers.
     pub receivers: Updates<Raw>,
+    /// What the store has in the layouts.
+    pub layouts: LayoutUpdates,
 }
 
 /// Describes the registrar's metrics.
@@ -66,6 +70,10 @@ pub fn describe_metrics() {
     metrics::describe_gauge!(
         "rollcall_agent_refused_writes",
         "Writes that the store refuses; each is tried again alone"
+    );
+    metrics::describe_gauge!(
+        "rollcall_agent_layout_conflicts",
+        "Keys of layouts that are someone else's; what wants them is set aside"
     );
     metrics::describe_counter!("rollcall_agent_writes_total", "Keys that were written to the store");
     metrics::describe_histogram!(
@@ -85,12 +93,14 @@ impl Registrar {
         readiness: &Readiness,
     ) -> Self {
         let node: NodeName = policy.node.clone();
+        let observed = Observed::new(keys, &node, &policy.layouts);
         let planner = Planner {
             desired: Desired::new(policy, keys.clone()),
             reports: None,
-            observed: Observed::new(keys, &node),
+            observed,
             retry_at: None,
             refusals: Refusals::default(),
+            layouts: Layouts::default(),
         };
         Self {
             store,
@@ -99,6 +109,7 @@ impl Registrar {
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
             part: readiness.part(PART),
             inputs,
+            said: BTreeSet::new(),
         }
     }
 
@@ -139,6 +150,9 @@ impl Registrar {
                 Some(update) = self.inputs.receivers.recv() => {
                     self.planner.observed.apply(Kind::Receivers, update);
                 }
+                (kind, update) = self.inputs.layouts.next() => {
+                    self.planner.observed.apply(kind, update);
+                }
                 () = recoveries.next() => self.planner.hasten(),
                 () = sleep_until(wake_at) => {}
             }
@@ -146,7 +160,8 @@ impl Registrar {
     }
 
     /// Reports that there is nothing to write now.
-    fn report(&self) {
+    fn report(&mut self) {
+        self.say_conflicts();
         let set_aside = self.planner.refusals.set_aside();
         metrics::gauge!("rollcall_agent_refused_writes").set(set_aside.len() as f64);
         if !self.planner.is_ready() || self.planner.retry_at.is_some() {
@@ -155,7 +170,7 @@ impl Registrar {
         // What is too large is one container's doing. Anything else is the store's, or a role's.
         let worst =
             set_aside.iter().max_by_key(|(_, write)| !matches!(write.error, StoreError::TooLarge { .. }));
-        let Some((key, write)) = worst else { return self.part.ready() };
+        let Some((key, write)) = worst else { return self.report_conflicts() };
         let more = match set_aside.len() - 1 {
             0 => String::new(),
             more => format!(", and {more} more"),
@@ -165,6 +180,30 @@ impl Registrar {
             StoreError::TooLarge { .. } => self.part.noted(reason),
             _ => self.part.failed(reason),
         }
+    }
+
+    /// Names each key of someone else's once.
+    fn say_conflicts(&mut self) {
+        let conflicts = &self.planner.layouts.conflicts;
+        metrics::gauge!("rollcall_agent_layout_conflicts").set(conflicts.len() as f64);
+        for key in conflicts.difference(&self.said) {
+            tracing::warn!(
+                key,
+                "this key is someone else's: its container is set aside in the layout until it goes"
+            );
+        }
+        self.said.clone_from(conflicts);
+    }
+
+    /// Readers of Rollcall's own keys have everything, so that it is no more than worth a note.
+    fn report_conflicts(&self) {
+        let conflicts = &self.planner.layouts.conflicts;
+        let Some(key) = conflicts.first() else { return self.part.ready() };
+        let more = match conflicts.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        self.part.noted(format!("{key} is someone else's{more}: set aside in the layout until it goes"));
     }
 
     fn on_session(&mut self) -> Option<Session> {

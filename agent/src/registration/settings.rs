@@ -1,6 +1,6 @@
 //! The settings of registration: who this host is, how its containers are reached, and which are registered.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use regex::Regex;
 use rollcall_shared::{
@@ -18,7 +18,7 @@ use crate::inventory::container::Port;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Node")]
 pub struct NodeSettings {
-    /// This host's name, unique among all agents [default: the host name]
+    /// This host's name, unique among all agents [default: the host name; with --container, those names behind it]
     #[arg(long, env = "ROLLCALL_NODE", value_name = "NAME", global = true)]
     pub node: Option<NodeName>,
     /// Address of ports published on 0.0.0.0 or `::`: an IP, an interface or a CIDR; one of each family may be given,
@@ -91,6 +91,24 @@ impl NodeSettings {
         }
     }
 
+    /// The name of an agent that may have others beside it, each with containers of its own: by default those are part of
+    /// its name. Two such agents share nothing: each has a claim, a lease and keys of its own, and signals only what it
+    /// names. One node for both would need two writers under one claim; refusing the second would refuse what
+    /// etcd-container-presence's users do.
+    ///
+    /// # Errors
+    /// None is given, and the default cannot be a name.
+    pub fn name_beside(&self, containers: &[ContainerName]) -> Result<NodeName, SettingError> {
+        if self.node.is_some() || containers.is_empty() {
+            return self.name();
+        }
+        let containers: BTreeSet<&str> = containers.iter().map(ContainerName::as_str).collect();
+        let name = [self.name()?.as_str()].into_iter().chain(containers).collect::<Vec<_>>().join(".");
+        name.parse().map_err(|_| {
+            SettingError::missing("--node", "a name, as the names of --container are too long to make one of")
+        })
+    }
+
     /// This host's name.
     ///
     /// # Errors
@@ -153,6 +171,30 @@ mod tests {
         for text in ["", "network:", "hosts", "name:x"] {
             assert!(text.parse::<AddressMode>().is_err(), "{text:?} was taken");
         }
+    }
+
+    #[test]
+    fn agents_of_other_containers_have_other_names_whatever_the_order() {
+        let settings = |node: Option<&str>| NodeSettings {
+            node: node.map(|node| node.parse().expect("a name")),
+            advertise: Vec::new(),
+            address: None,
+            ports: Vec::new(),
+        };
+        let name = |node: Option<&str>, containers: &[&str]| {
+            let containers: Vec<ContainerName> =
+                containers.iter().map(|name| name.parse().expect("a name")).collect();
+            settings(node).name_beside(&containers).map(|name| name.to_string())
+        };
+        let host = host::name();
+        assert_eq!(name(None, &[]).expect("a name"), host);
+        assert_eq!(name(None, &["b", "a", "b"]).expect("a name"), format!("{host}.a.b"));
+        assert_eq!(name(Some("h1"), &["a"]).expect("a name"), "h1");
+        let error = name(None, &[&*"x".repeat(253)]).expect_err("it is too long").to_string();
+        assert!(
+            error.starts_with("--node is not given: expected a name, as the names of --container"),
+            "{error}"
+        );
     }
 
     #[test]

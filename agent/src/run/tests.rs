@@ -32,6 +32,7 @@ use crate::{
     registration::advertise::{Advertised, Found},
 };
 
+mod layouts;
 mod registering;
 mod signalling;
 mod stopping;
@@ -82,6 +83,8 @@ impl Running {
             keys: keys(),
             readers: Readers::ThisHost,
             readiness: Readiness::default(),
+            layouts: LayoutSettings::default(),
+            is_confined: false,
             relist: Arc::default(),
         }
     }
@@ -95,7 +98,8 @@ impl Running {
         let agent = Self::agent(store, OnExit::Revoke);
         let (finder, addresses) = AddressFinder::new(search, &agent.readiness);
         let Settings { node, filter, .. } = &agent.settings;
-        let policy = Policy::new(node, filter, &agent.readers, addresses).expect("it can work");
+        let policy =
+            Policy::new(node, filter, &agent.readers, addresses, &agent.layouts).expect("it can work");
         Self::spawn(agent, engine, policy, finder)
     }
 

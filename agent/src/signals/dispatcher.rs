@@ -15,7 +15,7 @@ use rollcall_shared::{
     keys::{Key, Keys},
     model::{
         consumer::{ConsumerRecord, TargetRecord},
-        name::{ConsumerName, NodeName, TargetId},
+        name::{ConsumerName, ContainerName, NodeName, TargetId},
         signal::{Acks, Incarnation, Receiver, Receivers, RequestedReceiver, Signal, SignalRequest},
     },
     process::{
@@ -90,6 +90,8 @@ pub struct Host {
     pub keys: Keys,
     /// Its name.
     pub node: NodeName,
+    /// The containers that are signalled; all, where there is none. What another agent of this host sees to is not.
+    pub containers: Vec<ContainerName>,
 }
 
 /// What a dispatcher reads.
@@ -212,7 +214,9 @@ impl Dispatcher {
             let ready_at = known(&incarnation).unwrap_or_else(wait);
             (incarnation, Candidate { container: container.clone(), ready_at })
         };
-        running.values().map(candidate).collect()
+        let only = &self.host.containers;
+        let is_ours = |running: &&Running| only.is_empty() || only.contains(&running.container.name);
+        running.values().filter(is_ours).map(candidate).collect()
     }
 
     /// Finds the receivers of every consumer's targets among the containers that run.
