@@ -63,22 +63,23 @@ fn compare(guard: &Guard) -> Compare {
     Compare::mod_revision(guard.key.clone(), CompareOp::Equal, revision.0)
 }
 
-/// Splits writes into transactions: within etcd's limits, and no key twice in one, which etcd refuses.
+/// Splits writes into transactions: within etcd's limits, and no key twice in one, which etcd refuses. Neighbours of one
+/// folder stay together where they fit: a reader may need all of them at once.
 pub(super) fn transactions(ops: &[Op]) -> Vec<&[Op]> {
     let mut chunks = Vec::new();
     let mut start = 0;
     let mut bytes = 0;
     let mut keys = std::collections::HashSet::new();
     for (index, op) in ops.iter().enumerate() {
-        let size = match op {
-            Op::Put { key, value } => key.len() + value.len(),
-            Op::Delete { key } => key.len(),
-        };
+        let size = size_of(op);
         let full = index - start == MAX_TRANSACTION_OPS || bytes + size > MAX_TRANSACTION_BYTES;
-        if index > start && (full || keys.contains(op.key())) {
-            chunks.push(&ops[start..index]);
-            (start, bytes) = (index, 0);
-            keys.clear();
+        let is_repeated = keys.contains(op.key());
+        if index > start && (full || is_repeated) {
+            let end = if is_repeated { index } else { folder_start(&ops[..=index], start) };
+            chunks.push(&ops[start..end]);
+            start = end;
+            bytes = ops[start..index].iter().map(size_of).sum();
+            keys = ops[start..index].iter().map(Op::key).collect();
         }
         keys.insert(op.key());
         bytes += size;
@@ -89,12 +90,51 @@ pub(super) fn transactions(ops: &[Op]) -> Vec<&[Op]> {
     chunks
 }
 
+fn size_of(op: &Op) -> usize {
+    match op {
+        Op::Put { key, value } => key.len() + value.len(),
+        Op::Delete { key } => key.len(),
+    }
+}
+
+/// Where the run of neighbours of one folder begins that the last write ends; the last one itself where the run is no
+/// shorter than the transaction from `start`, or does not fit into one.
+fn folder_start(ops: &[Op], start: usize) -> usize {
+    fn folder(op: &Op) -> Option<&str> {
+        op.key().rsplit_once('/').map(|(folder, _)| folder)
+    }
+    let last = ops.len() - 1;
+    let run = ops[start..].iter().rev().take_while(|op| folder(op) == folder(&ops[last])).count();
+    let begin = ops.len() - run;
+    let fits = ops[begin..].iter().map(size_of).sum::<usize>() <= MAX_TRANSACTION_BYTES;
+    if begin > start && fits { begin } else { last }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn put(key: usize, bytes: usize) -> Op {
         Op::Put { key: format!("/k/{key}"), value: vec![b'x'; bytes] }
+    }
+
+    fn pair(number: usize, bytes: usize) -> [Op; 2] {
+        let key = |name: &str| format!("/containers/web/{number}/{name}");
+        ["host", "port"].map(|name| Op::Put { key: key(name), value: vec![b'x'; bytes] })
+    }
+
+    #[test]
+    fn a_pair_of_one_folder_is_not_split() {
+        let lengths = |ops: &[Op]| transactions(ops).iter().map(|chunk| chunk.len()).collect::<Vec<_>>();
+        let odd: Vec<Op> =
+            [put(0, 10)].into_iter().chain((0..100).flat_map(|number| pair(number, 10))).collect();
+        assert_eq!(lengths(&odd), [127, 74]);
+        let large: Vec<Op> = (0..3).flat_map(|number| pair(number, MAX_TRANSACTION_BYTES / 3 - 50)).collect();
+        assert_eq!(lengths(&large), [2, 2, 2]);
+        let again: Vec<Op> = [put(0, 1)].into_iter().chain(pair(1, 1)).chain(pair(1, 1)).collect();
+        assert_eq!(lengths(&again), [3, 2], "no key twice");
+        let huge: Vec<Op> = [put(0, 1)].into_iter().chain(pair(1, MAX_TRANSACTION_BYTES - 100)).collect();
+        assert_eq!(lengths(&huge), [2, 1], "what fits into no transaction is split");
     }
 
     #[test]
