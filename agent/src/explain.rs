@@ -9,18 +9,22 @@ use rollcall_shared::{
         instance::{Endpoint, Instance},
         signal::Signal,
     },
-    process::{setting::SettingError, text::escaped},
+    process::{host, setting::SettingError, text::escaped},
 };
 use tokio::sync::watch;
 
 use crate::{
     Error, LayoutSettings, Settings,
     docker::{Docker, Engine},
-    inventory::{Running, RunningContainers, container::Container},
+    inventory::{
+        Running, RunningContainers,
+        container::{Container, FullId},
+    },
     registration::{
         Policy,
         address::Readers,
         advertise::{self, Found},
+        container_address,
         desired::{self, Described},
         omission::MAX_SHOWN_CHARS,
     },
@@ -51,16 +55,27 @@ pub async fn explain(
     };
     let running = Running { container: Arc::new(found), is_draining: false };
     let all = shared_network(&docker, &running).await?;
+    let warning = container_address::warning(&policy, &own_container(&docker).await?);
+    let warning = warning.map(|warning| format!("  {}\n", escaped(&warning))).unwrap_or_default();
     let missing = missing.iter().map(|missing| format!("  {}\n", escaped(&format!("not found: {missing}"))));
-    Ok(explanation(&running, &all, &policy, keys, &settings.signals.allow) + &missing.collect::<String>())
+    Ok(explanation(&running, &all, &policy, keys, &settings.signals.allow)
+        + &missing.collect::<String>()
+        + &warning)
+}
+
+/// The container that this process runs in, if it does: Docker makes its ID the host name.
+async fn own_container(docker: &Docker) -> Result<RunningContainers, Error> {
+    Ok(docker.inspect(&host::name()).await?.into_iter().map(keyed).collect())
 }
 
 /// The container whose network this one shares, if it does.
 async fn shared_network(docker: &Docker, running: &Running) -> Result<RunningContainers, Error> {
     let Some(other) = &running.container.network_of else { return Ok(RunningContainers::new()) };
-    let found = docker.inspect(other).await?;
-    let running = |container: Container| Running { container: Arc::new(container), is_draining: false };
-    Ok(found.map(|container| (container.id.clone(), running(container))).into_iter().collect())
+    Ok(docker.inspect(other).await?.into_iter().map(keyed).collect())
+}
+
+fn keyed(container: Container) -> (FullId, Running) {
+    (container.id.clone(), Running { container: Arc::new(container), is_draining: false })
 }
 
 fn explanation(

@@ -10,6 +10,7 @@ pub mod labels;
 
 pub mod address;
 pub mod advertise;
+pub mod container_address;
 pub mod finder;
 
 pub mod omission;

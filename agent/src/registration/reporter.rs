@@ -10,6 +10,7 @@ use rollcall_shared::{
 };
 
 use super::{
+    container_address,
     desired::{Policy, describe},
     omission::{Omission, Reason},
 };
@@ -21,6 +22,9 @@ use crate::inventory::{
 
 /// The name under which the readiness report has the containers.
 pub const PART: &str = "containers";
+
+/// The name under which the readiness report says whether the advertised address can be the host's.
+pub const ADDRESS_PART: &str = "advertised address";
 
 /// Of how many containers that have ended it is remembered what was said: one that restarts is not told of again.
 const MAX_ENDED: usize = 1000;
@@ -34,6 +38,9 @@ pub struct OmissionReporter {
     policy: Policy,
     inventory: InventoryReceiver,
     part: Part,
+    address_part: Part,
+    /// What is wrong with the advertised address.
+    warning: Option<String>,
     /// What was described, which most containers need only once.
     described: BTreeMap<FullId, (Running, Vec<LeftOut>)>,
     said: BTreeMap<FullId, BTreeSet<LeftOut>>,
@@ -54,6 +61,8 @@ impl OmissionReporter {
             policy,
             inventory,
             part: readiness.part(PART),
+            address_part: readiness.part(ADDRESS_PART),
+            warning: None,
             described: BTreeMap::new(),
             said: BTreeMap::new(),
         }
@@ -90,6 +99,21 @@ impl OmissionReporter {
         }
         self.count();
         self.note();
+        self.look_at_address(running);
+    }
+
+    fn look_at_address(&mut self, running: &RunningContainers) {
+        let warning = container_address::warning(&self.policy, running);
+        match &warning {
+            None => self.address_part.ready(),
+            Some(warning) => {
+                if self.warning.as_ref() != Some(warning) {
+                    tracing::warn!("{warning}");
+                }
+                self.address_part.noted(warning);
+            }
+        }
+        self.warning = warning;
     }
 
     /// Logs what was not said before.
@@ -217,6 +241,20 @@ mod tests {
         let (lines, condition) = reported(Level::INFO, &[&[&bound]]);
         assert!(lines.len() == 1 && lines[0].contains("only this host reaches"), "{lines:?}");
         assert_eq!(condition, Condition::Ready);
+    }
+
+    #[test]
+    fn an_advertised_address_of_a_container_is_noted_as_long_as_it_is_one() {
+        let readiness = Readiness::default();
+        let mut policy = policy();
+        policy.address.advertised.v4 = Some("172.17.0.2".parse().expect("an address"));
+        policy.addresses = watch::channel(policy.address.advertised).1;
+        let mut reporter = OmissionReporter::new(policy, watch::channel(None).1, &readiness);
+        let condition = || readiness.conditions().get(ADDRESS_PART).cloned().expect("a part");
+        reporter.on_inventory(&RunningContainers::from([(web().container.id.clone(), web())]));
+        assert!(matches!(condition(), Condition::Noted(note) if note.contains("is that of container web-1")));
+        reporter.on_inventory(&RunningContainers::new());
+        assert_eq!(condition(), Condition::Ready);
     }
 
     #[test]
