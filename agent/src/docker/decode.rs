@@ -179,6 +179,7 @@ fn decode_networks(networks: HashMap<String, EndpointSettings>) -> BTreeMap<Stri
     let addresses = |endpoint: EndpointSettings| Addresses {
         v4: endpoint.ip_address.and_then(|ip| ip.parse().ok()),
         v6: endpoint.global_ipv6_address.and_then(|ip| ip.parse().ok()),
+        gateway: endpoint.gateway.and_then(|ip| ip.parse().ok()),
     };
     networks.into_iter().map(|(name, endpoint)| (name, addresses(endpoint))).collect()
 }
@@ -205,7 +206,7 @@ mod tests {
                 "Ports": { "80/tcp": [{ "HostIp": "0.0.0.0", "HostPort": "8080" },
                                       { "HostIp": "::", "HostPort": "8080" }],
                            "53/udp": null },
-                "Networks": { "front": { "IPAddress": "10.5.0.2", "GlobalIPv6Address": "" } } }
+                "Networks": { "front": { "IPAddress": "10.5.0.2", "Gateway": "10.5.0.1", "GlobalIPv6Address": "" } } }
         })
     }
 
@@ -221,6 +222,7 @@ mod tests {
         assert_eq!(web.exposed.iter().map(Port::to_string).collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
         assert_eq!(web.bindings.len(), 2);
         assert_eq!(web.networks["front"].v6, None);
+        assert_eq!(web.networks["front"].gateway, Some(std::net::Ipv4Addr::new(10, 5, 0, 1)));
     }
 
     #[test]

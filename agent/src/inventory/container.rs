@@ -66,6 +66,8 @@ pub struct Addresses {
     pub v4: Option<Ipv4Addr>,
     /// Global IPv6.
     pub v6: Option<Ipv6Addr>,
+    /// The gateway of the network's IPv4; the host itself, where the network is a bridge of the host's.
+    pub gateway: Option<Ipv4Addr>,
 }
 
 /// What a container's HEALTHCHECK says.
@@ -260,7 +262,8 @@ pub(crate) mod testing {
             (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b)
         });
         let id = format!("{hash:032x}").repeat(2);
-        let addresses = Addresses { v4: Some(Ipv4Addr::new(172, 17, 0, 2)), v6: None };
+        let gateway = Some(Ipv4Addr::new(172, 17, 0, 1));
+        let addresses = Addresses { v4: Some(Ipv4Addr::new(172, 17, 0, 2)), v6: None, gateway };
         Container {
             short_id: id.parse().expect("an ID"),
             id: id.into(),

@@ -308,7 +308,7 @@ mod tests {
     fn its_own_address_is_that_of_the_network_asked_for() {
         let mut web = container("web");
         web.exposed.insert(port("80"));
-        let front = Addresses { v4: Some("10.5.0.2".parse().expect("an address")), v6: None };
+        let front = Addresses { v4: Some("10.5.0.2".parse().expect("an address")), ..Addresses::default() };
         web.networks.insert("front".to_owned(), front);
         assert_eq!(shown(&web, &policy("network")), ["80/tcp 172.17.0.2:80"]);
         assert_eq!(shown(&web, &policy("network:front")), ["80/tcp 10.5.0.2:80"]);
@@ -323,7 +323,7 @@ mod tests {
     fn the_network_of_swarms_routing_mesh_is_never_chosen() {
         let mut task = container("task");
         task.exposed.insert(port("80"));
-        let at = |ip: &str| Addresses { v4: Some(ip.parse().expect("an address")), v6: None };
+        let at = |ip: &str| Addresses { v4: Some(ip.parse().expect("an address")), ..Addresses::default() };
         task.networks = [("ingress".to_owned(), at("10.255.0.3")), ("app".to_owned(), at("10.0.9.2"))].into();
         assert_eq!(shown(&task, &policy("network")), ["80/tcp 10.0.9.2:80"]);
         assert!(shown(&task, &policy("host"))[0].contains("Swarm's routing mesh has it"));
