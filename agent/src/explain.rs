@@ -46,8 +46,9 @@ pub async fn explain(
     container: &str,
 ) -> Result<String, Error> {
     let Found { advertised, missing } = advertise::find(&settings.node.advertise, readers);
+    let Settings { node, filter, checks, .. } = settings;
     let addresses = watch::channel(advertised).1;
-    let policy = Policy::new(&settings.node, &settings.filter, readers, addresses, layouts)?;
+    let policy = Policy::new(node, filter, *checks, readers, addresses, layouts)?;
     let docker = Docker::connect(&settings.docker).await?;
     let Some(found) = docker.inspect(container).await? else {
         let expected = "the name or ID of a container that runs on this host";
@@ -95,10 +96,13 @@ fn explanation(
     for (port, described) in &description.ports {
         match described {
             Err(reason) => lines.push(format!("  {port} not registered: {reason}")),
-            Ok(Described { instance, source }) => {
+            Ok(Described { instance, source, check }) => {
                 lines.push(format!("  {port} registered as {}", endpoints(instance)));
                 lines.push(format!("    service {} (from {source})", instance.service));
                 lines.push(format!("    status {}, weight {}", instance.status, instance.weight));
+                if let Some(check) = check {
+                    lines.push(format!("    or worse, as the agent finds by {check}"));
+                }
             }
         }
     }
@@ -183,6 +187,19 @@ mod tests {
         assert!(none.contains("by its label rollcall.signal: none; by --allow-signal: none"), "{none}");
         let some = explained(&["HUP", "USR1:web-1"]);
         assert!(some.contains("by --allow-signal: HUP, USR1 to container web-1 or service web-1"), "{some}");
+    }
+
+    #[test]
+    fn it_says_how_a_port_is_checked_and_where() {
+        let keys: Keys = "/rollcall".parse().expect("a prefix");
+        let mut web = (*tests::web().container).clone();
+        web.labels.insert("rollcall.check".to_owned(), "http".to_owned());
+        let web = Running { container: web.into(), is_draining: false };
+        let text = explanation(&web, &RunningContainers::new(), &tests::policy(), &keys, &[]);
+        let expected = "status passing, weight 1\n    or worse, as the agent finds by GET / answered with 200-399 \
+                        within 2s, each 10s, rise 2, fall 3 (from rollcall.check), at 172.17.0.2:80, or else \
+                        10.0.0.5:8080\n";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

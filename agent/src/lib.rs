@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! docker events, inspect, list -> inventory -> desired -> registrar: plan(desired, observed) -> session -> store
+//! desired -> checks -> desired
 //! consumers' records -> dispatcher -> receivers -> registrar
 //! requests to this node -> dispatcher -> pidfd, or Docker -> acks -> registrar
 //! ```
 
+pub mod checks;
 pub mod docker;
 pub mod inventory;
 pub mod layout;
@@ -27,6 +29,7 @@ pub use settings::Settings;
 
 /// Describes the agent's metrics.
 pub fn describe_metrics() {
+    checks::prober::describe_metrics();
     inventory::watcher::describe_metrics();
     registration::registrar::describe_metrics();
     registration::reporter::describe_metrics();

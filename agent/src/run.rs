@@ -17,6 +17,11 @@ use tracing::Instrument;
 
 use crate::{
     Error, Settings,
+    checks::{
+        self, Prober,
+        probe::{Probe, Sockets},
+        prober::Exchange,
+    },
     docker::{Docker, Engine},
     inventory::{Watcher, watcher::InventoryReceiver},
     layout::LayoutSettings,
@@ -73,7 +78,10 @@ impl Agent {
         let startup = Startup { deadline: Instant::now() + self.wait, stop };
         let connect = || async { Ok(Docker::connect(&self.settings.docker).await?) };
         match startup.attempt(connect).await? {
-            Some(docker) => self.run_on(Arc::new(docker), policy, finder, startup).await,
+            Some(docker) => {
+                let probe = Sockets::new(self.settings.docker.docker_host.as_deref());
+                self.run_on(Arc::new(docker), Arc::new(probe), policy, finder, startup).await
+            }
             None => Ok(()),
         }
     }
@@ -83,8 +91,8 @@ impl Agent {
         let (wanted, readers) = (self.settings.node.advertise.clone(), self.readers.clone());
         let search = move || advertise::find(&wanted, &readers);
         let (finder, addresses) = AddressFinder::new(search, &self.readiness);
-        let Settings { node, filter, .. } = &self.settings;
-        let policy = Policy::new(node, filter, &self.readers, addresses, &self.layouts)?;
+        let Settings { node, filter, checks, .. } = &self.settings;
+        let policy = Policy::new(node, filter, *checks, &self.readers, addresses, &self.layouts)?;
         Ok((policy, finder))
     }
 
@@ -92,17 +100,19 @@ impl Agent {
     async fn run_on(
         self,
         engine: Arc<dyn Engine>,
+        probe: Arc<dyn Probe>,
         policy: Policy,
         finder: AddressFinder,
         startup: Startup,
     ) -> Result<(), Error> {
         let span = tracing::info_span!("node", name = %policy.node);
-        self.work(engine, policy, finder, startup).instrument(span).await
+        self.work(engine, probe, policy, finder, startup).instrument(span).await
     }
 
     async fn work(
         self,
         engine: Arc<dyn Engine>,
+        probe: Arc<dyn Probe>,
         policy: Policy,
         finder: AddressFinder,
         startup: Startup,
@@ -116,6 +126,7 @@ impl Agent {
         let found = startup.attempt(|| async { Ok(self.store.list(&own).await?) });
         let Some(found) = found.await? else { return Ok(()) };
         let draining = registration::left_behind::draining(&found.entries);
+        let (prober, checks) = Prober::new(probe, checks::verdict::left_behind(&found.entries, &self.keys));
         // Before anything is described: a predecessor's registrations stay as they are.
         let looked = startup.attempt(|| async { Ok(finder.look().await) });
         let Some(is_complete) = looked.await? else { return Ok(()) };
@@ -133,12 +144,13 @@ impl Agent {
         let mut tasks = Tasks::default();
         tasks.spawn("address finder", finder.run(is_complete, refresh, watcher.notifier()));
         tasks.spawn("watcher", watcher.run());
+        tasks.spawn("prober", prober.run());
         let containers = if self.is_confined { self.settings.filter.containers.clone() } else { Vec::new() };
         let node = policy.node.clone();
         let host = Host { engine, store: self.store, keys: self.keys, node, containers };
         let wiring = Wiring { host, readiness: self.readiness, sessions, inventory };
         let reports = wiring.dispatch(self.settings.signals, &mut tasks);
-        wiring.register(policy, reports, &mut tasks);
+        wiring.register(policy, reports, checks, &mut tasks);
         tokio::select! {
             // The keeper ends by the token, in bounded time. Nothing else goes on meanwhile.
             kept = keeper.run(startup.stop.clone()) => Ok(kept.map_err(|error| {
@@ -184,7 +196,7 @@ impl Wiring {
     }
 
     /// Spawns the registrar.
-    fn register(self, policy: Policy, reports: ReportsReceiver, tasks: &mut Tasks) {
+    fn register(self, policy: Policy, reports: ReportsReceiver, checks: Exchange, tasks: &mut Tasks) {
         let Host { store, keys, node, engine: _, containers: _ } = self.host;
         let layouts = &policy.layouts;
         let mut observe = |kind: Kind| {
@@ -201,6 +213,7 @@ impl Wiring {
             ),
             sessions: self.sessions,
             inventory: self.inventory,
+            checks,
             reports,
         };
         let reporter = OmissionReporter::new(policy.clone(), inputs.inventory.clone(), &self.readiness);

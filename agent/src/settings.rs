@@ -1,6 +1,7 @@
 //! The agent's settings: each a flag with an environment twin. Each room has its own.
 
 use crate::{
+    checks::CheckSettings,
     docker::DockerSettings,
     registration::{FilterSettings, NodeSettings},
     signals::SignalSettings,
@@ -18,6 +19,9 @@ pub struct Settings {
     /// Which containers are registered, and with what.
     #[command(flatten)]
     pub filter: FilterSettings,
+    /// What is checked where a container does not say.
+    #[command(flatten)]
+    pub checks: CheckSettings,
     /// Which signals are delivered.
     #[command(flatten)]
     pub signals: SignalSettings,

@@ -15,6 +15,7 @@ use rollcall_shared::{
     model::{
         instance::{Instance, InstanceId, Status},
         name::NodeName,
+        signal::Incarnation,
     },
     process::setting::SettingError,
 };
@@ -29,6 +30,9 @@ use super::{
     settings::{AddressMode, FilterSettings, NodeSettings},
 };
 use crate::{
+    checks::{
+        CheckId, CheckSettings, Definition, Definitions, Health, Ready, Verdicts, registrator, verdict,
+    },
     inventory::{
         Running, RunningContainers,
         container::{Binding, Check, Container, FullId, Port},
@@ -57,6 +61,8 @@ pub struct Policy {
     pub addresses: AddressReceiver,
     /// What is written beside the instances.
     pub layouts: LayoutSettings,
+    /// When a container is ready that has no check.
+    pub ready: Ready,
 }
 
 impl Policy {
@@ -67,6 +73,7 @@ impl Policy {
     pub fn new(
         node: &NodeSettings,
         filter: &FilterSettings,
+        checks: CheckSettings,
         readers: &Readers,
         addresses: AddressReceiver,
         layouts: &LayoutSettings,
@@ -77,7 +84,14 @@ impl Policy {
             loopback: *readers == Readers::ThisHost,
             ports: node.ports.clone(),
         };
-        Ok(Self { node: node.name()?, filter: filter.clone(), address, addresses, layouts: layouts.clone() })
+        Ok(Self {
+            node: node.name()?,
+            filter: filter.clone(),
+            address,
+            addresses,
+            layouts: layouts.clone(),
+            ready: checks.ready,
+        })
     }
 
     /// Takes the host's addresses as they are now; tells whether they have changed.
@@ -107,9 +121,12 @@ pub struct Described {
     pub instance: Instance,
     /// The label or variable that names its service, or the image.
     pub source: String,
+    /// Its check, if it has one: then the instance's status is what it is without.
+    pub check: Option<Definition>,
 }
 
-/// Describes what a container should be registered as, among all that run. What exceeds a cap is left out alone.
+/// Describes what a container should be registered as, among all that run, without what its checks find. What exceeds a
+/// cap is left out alone.
 pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> Description {
     let container = &*running.container;
     let mut refused = labels::unknown_signals(container);
@@ -119,13 +136,16 @@ pub fn describe(running: &Running, all: &RunningContainers, policy: &Policy) -> 
     };
     let count = ports.len();
     let (exported, kept_in) = Exported::of(container, &policy.filter, count);
-    refused.extend(not_taken.into_iter().chain(kept_in));
+    refused.extend(not_taken.into_iter().chain(kept_in).chain(registrator::unsupported(container)));
     let describe = |(port, reached): PortReached| {
         let instance = match reached {
             Ok(_) if labels::is_ignored(container, Some(port)) => {
                 Err(Omission::new(Reason::Ignored, "it asks to be ignored"))
             }
-            Ok(reached) => instance(running, reached, count, &exported),
+            Ok(reached) => instance(running, reached, count, &exported).and_then(|described| {
+                let check = Definition::of(running, all, &described.instance, policy.ready)?;
+                Ok(Described { check, ..described })
+            }),
             Err(reason) => Err(reason),
         };
         (port, instance)
@@ -232,7 +252,7 @@ fn instance(
             format!("its tags, labels and image make a value of {size} bytes: expected {max} or fewer");
         return Err(Omission::new(Reason::TooLarge, text));
     }
-    Ok(Described { instance, source })
+    Ok(Described { instance, source, check: None })
 }
 
 /// How large the value of each instance may be of a container that has so many: what is let out takes half of that at
@@ -255,6 +275,19 @@ impl Description {
     /// Of a container of which nothing is registered.
     fn skipped(reason: Omission, refused: Vec<Omission>) -> Self {
         Self { skipped: Some(reason), ports: Vec::new(), layouts: Vec::new(), refused }
+    }
+
+    /// Has the instances of one run say what its checks have found; gives the checks.
+    fn judge(&mut self, run: Incarnation, verdicts: &Verdicts) -> Vec<(CheckId, Definition)> {
+        let mut checks = Vec::new();
+        for (port, described) in &mut self.ports {
+            let Ok(Described { instance, check: Some(check), .. }) = described else { continue };
+            let id = CheckId { run, port: *port };
+            let health = verdicts.get(&id).copied().unwrap_or(Health::Starting);
+            instance.status = verdict::worse(instance.status, health);
+            checks.push((id, check.clone()));
+        }
+        checks
     }
 
     /// The instances with their identities.
@@ -286,13 +319,43 @@ pub struct Desired {
     registered: BTreeMap<FullId, Vec<String>>,
     values: Values,
     layouts: Wanted,
+    /// The checks of those containers that have some.
+    checks: BTreeMap<FullId, Vec<(CheckId, Definition)>>,
+    verdicts: Arc<Verdicts>,
 }
 
 impl Desired {
     /// Nothing yet, as it is not known what runs.
     pub fn new(policy: Policy, keys: Keys) -> Self {
-        let layouts = Wanted::default();
-        Self { policy, keys, running: None, registered: BTreeMap::new(), values: Values::new(), layouts }
+        Self {
+            policy,
+            keys,
+            running: None,
+            registered: BTreeMap::new(),
+            values: Values::new(),
+            layouts: Wanted::default(),
+            checks: BTreeMap::new(),
+            verdicts: Arc::default(),
+        }
+    }
+
+    /// What is to be checked.
+    pub fn definitions(&self) -> Definitions {
+        self.checks.values().flatten().cloned().collect()
+    }
+
+    /// Takes what the checks have found.
+    pub fn judge(&mut self, verdicts: Arc<Verdicts>) {
+        let before = std::mem::replace(&mut self.verdicts, verdicts);
+        let Some(running) = self.running.clone() else { return };
+        let has_changed = |(id, _): &(CheckId, Definition)| before.get(id) != self.verdicts.get(id);
+        let changed = self.checks.iter().filter(|(_, checks)| checks.iter().any(has_changed));
+        for id in changed.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            if let Some(now) = running.get(&id) {
+                self.forget(&id);
+                self.describe(&id, now, &running);
+            }
+        }
     }
 
     /// The values, by key; `None` until it is known what runs.
@@ -313,6 +376,7 @@ impl Desired {
             self.registered.clear();
             self.values.clear();
             self.layouts.clear();
+            self.checks.clear();
         }
         // The container whose network one shares counts as well, whose ports it has.
         let is_same = |now: &Running| match &now.container.network_of {
@@ -336,6 +400,7 @@ impl Desired {
     }
 
     fn forget(&mut self, id: &FullId) {
+        self.checks.remove(id);
         for key in self.registered.remove(id).unwrap_or_default() {
             self.values.remove(&key);
         }
@@ -346,6 +411,10 @@ impl Desired {
         let mut description = describe(running, all, &self.policy);
         let layouts = std::mem::take(&mut description.layouts);
         self.layouts.set(id.clone(), running.container.started_at, layouts);
+        let checks = description.judge(running.container.incarnation(), &self.verdicts);
+        if !checks.is_empty() {
+            self.checks.insert(id.clone(), checks);
+        }
         for (instance_id, instance) in description.instances(running, &self.policy.node) {
             let key = self.keys.format(&Key::Instance(instance_id));
             self.registered.entry(id.clone()).or_default().push(key.clone());
@@ -385,6 +454,7 @@ pub(crate) mod tests {
                 ports: Vec::new(),
             },
             layouts: LayoutSettings::default(),
+            ready: Ready::None,
         }
     }
 
@@ -582,10 +652,22 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_bad_label_leaves_out_its_port_and_says_why() {
-        let running = changed(|c| drop(c.labels.insert("rollcall.weight".to_owned(), "much".to_owned())));
+    fn registrators_checks_that_are_not_supported_are_named_and_the_rest_is_registered() {
+        let running = changed(|c| drop(c.env.insert("SERVICE_CHECK_TTL".to_owned(), "30s".to_owned())));
         let description = describe(&running, &RunningContainers::new(), &policy());
-        let reason = description.ports[0].1.as_ref().expect_err("a bad weight").to_string();
-        assert_eq!(reason, "rollcall.weight is \"much\": expected 1 to 65535");
+        assert!(refused(&description)[0].starts_with("SERVICE_CHECK_TTL is not supported"));
+        assert_eq!(described(&running).status, Status::Passing);
+    }
+
+    #[test]
+    fn one_bad_label_leaves_out_its_port_and_says_why() {
+        for (label, value, expected) in
+            [("rollcall.weight", "much", "1 to 65535"), ("rollcall.check", "ping", "tcp, http or none")]
+        {
+            let running = changed(|c| drop(c.labels.insert(label.to_owned(), value.to_owned())));
+            let description = describe(&running, &RunningContainers::new(), &policy());
+            let reason = description.ports[0].1.as_ref().expect_err("a bad value").to_string();
+            assert_eq!(reason, format!("{label} is {value:?}: expected {expected}"));
+        }
     }
 }

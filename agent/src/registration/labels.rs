@@ -21,34 +21,49 @@ pub const SIGNAL_LABEL: &str = "rollcall.signal";
 const IMAGE: &str = "the image's name";
 
 /// A value and where it was found.
-type Found<'a> = (&'a str, String);
+pub(crate) type Found<'a> = (&'a str, String);
 
-/// Looks `rollcall.<port>/<protocol>.<name>`, `rollcall.<port>.<name>`, `rollcall.<name>`, `SERVICE_<port>_<NAME>` and
-/// `SERVICE_<NAME>` up.
-fn find<'a>(
+/// Looks a name up as [`ours`] and then another one as [`registrators`].
+pub(crate) fn find<'a>(
     container: &'a Container,
     port: Option<Port>,
-    ours: &str,
-    registrators: &str,
+    our_name: &str,
+    registrators_name: &str,
 ) -> Option<Found<'a>> {
+    ours(container, port, our_name).or_else(|| registrators(container, port, registrators_name))
+}
+
+/// Looks `rollcall.<port>/<protocol>.<name>`, `rollcall.<port>.<name>` and `rollcall.<name>` up.
+pub(crate) fn ours<'a>(container: &'a Container, port: Option<Port>, name: &str) -> Option<Found<'a>> {
     let label = |name: String| container.labels.get(&name).map(|value| (value.as_str(), name));
+    port.and_then(|port| label(format!("rollcall.{port}.{name}")))
+        .or_else(|| port.and_then(|port| label(format!("rollcall.{}.{name}", port.number))))
+        .or_else(|| label(format!("rollcall.{name}")))
+}
+
+/// Looks `SERVICE_<port>_<NAME>` and `SERVICE_<NAME>` up.
+pub(crate) fn registrators<'a>(
+    container: &'a Container,
+    port: Option<Port>,
+    name: &str,
+) -> Option<Found<'a>> {
     let service = |name: String| {
         let value = container.labels.get(&name).or_else(|| container.env.get(&name));
         value.map(|value| (value.as_str(), name))
     };
-    let number = port.map(|port| port.number);
-    port.and_then(|port| label(format!("rollcall.{port}.{ours}")))
-        .or_else(|| number.and_then(|number| label(format!("rollcall.{number}.{ours}"))))
-        .or_else(|| label(format!("rollcall.{ours}")))
-        .or_else(|| number.and_then(|number| service(format!("SERVICE_{number}_{registrators}"))))
-        .or_else(|| service(format!("SERVICE_{registrators}")))
+    port.and_then(|port| service(format!("SERVICE_{}_{name}", port.number)))
+        .or_else(|| service(format!("SERVICE_{name}")))
 }
 
 /// Whether the container, or one port of it, asks not to be registered.
 pub fn is_ignored(container: &Container, port: Option<Port>) -> bool {
     // registrator takes any value; the usual ways to say no are taken as such.
-    find(container, port, "ignore", "IGNORE")
-        .is_some_and(|(value, _)| !matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no"))
+    find(container, port, "ignore", "IGNORE").is_some_and(|(value, _)| is_yes(value))
+}
+
+/// Whether a value of registrator's, which has no word for no, is not one of the usual ways to say no.
+pub(crate) fn is_yes(value: &str) -> bool {
+    !matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no")
 }
 
 /// Whether the container names a service of its own.

@@ -26,7 +26,7 @@ use super::{
     observed::{Kind, LayoutUpdates, Observed, Raw},
     plan::{Layouts, Next, Planner, SignalReports},
 };
-use crate::inventory::watcher::InventoryReceiver;
+use crate::{checks::prober::Exchange, inventory::watcher::InventoryReceiver};
 
 /// The name under which the readiness report has the registration: it is ready once everything is registered.
 pub const PART: &str = "registration";
@@ -52,6 +52,8 @@ pub struct Inputs {
     pub sessions: SessionHandle,
     /// What runs.
     pub inventory: InventoryReceiver,
+    /// What is to be checked of the containers, and what was found.
+    pub checks: Exchange,
     /// What is to be registered of signals.
     pub reports: watch::Receiver<Option<Arc<SignalReports>>>,
     /// What the store has of the node's acks.
@@ -94,8 +96,10 @@ impl Registrar {
     ) -> Self {
         let node: NodeName = policy.node.clone();
         let observed = Observed::new(keys, &node, &policy.layouts);
+        let mut desired = Desired::new(policy, keys.clone());
+        desired.judge(inputs.checks.verdicts.borrow().clone());
         let planner = Planner {
-            desired: Desired::new(policy, keys.clone()),
+            desired,
             reports: None,
             observed,
             retry_at: None,
@@ -140,6 +144,10 @@ impl Registrar {
                 biased;
                 () = self.inputs.sessions.changed() => session = self.on_session(),
                 Ok(()) = self.inputs.inventory.changed() => self.on_inventory(),
+                Ok(()) = self.inputs.checks.verdicts.changed() => {
+                    let verdicts = self.inputs.checks.verdicts.borrow_and_update().clone();
+                    self.planner.desired.judge(verdicts);
+                }
                 Ok(()) = self.inputs.reports.changed() => {
                     self.planner.reports = self.inputs.reports.borrow_and_update().clone();
                 }
@@ -222,6 +230,14 @@ impl Registrar {
         self.planner.desired.update(running);
         let instances = self.planner.desired.values().map_or(0, |values| values.len());
         metrics::gauge!("rollcall_agent_instances").set(instances as f64);
+        let definitions = self.planner.desired.definitions();
+        self.inputs.checks.definitions.send_if_modified(|before| {
+            let is_modified = **before != definitions;
+            if is_modified {
+                *before = Arc::new(definitions);
+            }
+            is_modified
+        });
     }
 
     async fn write(&mut self, session: &Session, ops: Vec<Op>) {

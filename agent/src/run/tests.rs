@@ -27,11 +27,13 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::*;
 use crate::{
+    checks::testing::{Answers, ScriptedPorts},
     docker::testing::{Call, ScriptedEngine},
     inventory::container::{Action, Binding, Container, testing::container},
     registration::advertise::{Advertised, Found},
 };
 
+mod checking;
 mod layouts;
 mod registering;
 mod signalling;
@@ -97,17 +99,27 @@ impl Running {
     ) -> Self {
         let agent = Self::agent(store, OnExit::Revoke);
         let (finder, addresses) = AddressFinder::new(search, &agent.readiness);
-        let Settings { node, filter, .. } = &agent.settings;
-        let policy =
-            Policy::new(node, filter, &agent.readers, addresses, &agent.layouts).expect("it can work");
+        let Settings { node, filter, checks, .. } = &agent.settings;
+        let policy = Policy::new(node, filter, *checks, &agent.readers, addresses, &agent.layouts)
+            .expect("it can work");
         Self::spawn(agent, engine, policy, finder)
     }
 
     fn spawn(agent: Agent, engine: &ScriptedEngine, policy: Policy, finder: AddressFinder) -> Self {
+        Self::spawn_with(agent, engine, ScriptedPorts::default(), policy, finder)
+    }
+
+    fn spawn_with(
+        agent: Agent,
+        engine: &ScriptedEngine,
+        ports: ScriptedPorts,
+        policy: Policy,
+        finder: AddressFinder,
+    ) -> Self {
         let (stop, readiness) = (CancellationToken::new(), agent.readiness.clone());
         let relist = agent.relist.clone();
         let startup = Startup { deadline: Instant::now() + agent.wait, stop: stop.clone() };
-        let running = agent.run_on(Arc::new(engine.clone()), policy, finder, startup);
+        let running = agent.run_on(Arc::new(engine.clone()), Arc::new(ports), policy, finder, startup);
         Self { relist, stop, task: tokio::spawn(running), readiness }
     }
 
