@@ -1,9 +1,6 @@
 //! The agent's binary: arguments in, exit code out.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use rollcall_agent::program::{self, Cli, Command};
 use rollcall_shared::process::{
@@ -23,20 +20,16 @@ fn start(Cli { command, settings }: Cli) -> Result<(), Failure> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let result = match command {
         Some(Command::Healthcheck) => health::check(settings.process.listen).map_err(Failure::failed),
+        Some(Command::Status) => health::status(settings.process.listen)
+            .map_err(Failure::failed)
+            .and_then(|text| cli::print(&text).map_err(Failure::failed)),
         Some(Command::Explain { container }) => {
-            runtime.block_on(program::explain(&settings, &container)).and_then(|text| print(&text))
+            let explained = runtime.block_on(program::explain(&settings, &container));
+            explained.and_then(|text| cli::print(&text).map_err(Failure::failed))
         }
         None => runtime.block_on(program::run(settings)),
     };
     // A lookup of a name that hangs may not keep the process, and there is nothing to finish.
     runtime.shutdown_background();
     result
-}
-
-/// A reader that has read enough is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
-        _ => Ok(()),
-    }
 }

@@ -50,6 +50,8 @@ pub enum Command {
     },
     /// Ask the agent that runs at --listen whether it is alive
     Healthcheck,
+    /// Say how the agent that runs at --listen fares, a line for each part; ends with 1 if none answers
+    Status,
 }
 
 /// Everything that the program is told.

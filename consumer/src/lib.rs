@@ -22,6 +22,7 @@ pub mod state_dir;
 mod succession;
 
 pub mod embedded;
+pub mod home;
 pub mod reload;
 pub mod run;
 pub mod supervisor;

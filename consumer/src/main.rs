@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use rollcall_consumer::{
-    config::{Cli, Command},
+    config::{Cli, Command, backends_updater},
     run,
 };
 use rollcall_shared::process::{
@@ -15,14 +15,24 @@ use rollcall_shared::process::{
 const BLOCKING_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    cli::end("rollcall-consumer", start(cli::parse()))
+    cli::end("rollcall-consumer", start())
 }
 
-fn start(Cli { command, settings }: Cli) -> Result<(), Failure> {
-    if let Some(Command::Healthcheck) = command {
-        return health::check(settings.consumer.listen).map_err(Failure::failed);
+fn start() -> Result<(), Failure> {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let understood = backends_updater::understand(std::env::args_os().collect(), is_set)?;
+    let Cli { command, mut settings } = cli::parse_from(understood.args);
+    let listen = settings.consumer.listen;
+    match command {
+        Some(Command::Healthcheck) => return health::check(listen).map_err(Failure::failed),
+        Some(Command::Status) => {
+            return cli::print(&health::status(listen).map_err(Failure::failed)?).map_err(Failure::failed);
+        }
+        Some(command) => settings.citus.tool = command.tool(),
+        None => {}
     }
     telemetry::start_logs(&settings.logs)?;
+    understood.notes.iter().for_each(|note| tracing::warn!("{note}"));
     // One thread: what a change causes is many small steps in a row, and waking another thread for each takes longer
     // than the step. What blocks has threads of its own.
     let runtime =

@@ -10,6 +10,7 @@ use rollcall_shared::process::{error::one_line, setting::SettingError, time};
 use crate::{
     config::{Plan, Settings, TargetConfig},
     embedded,
+    home::{self, OwnStack},
     roll::follower::FollowerHandle,
     sink::file::FileSink,
     state_dir::StateDir,
@@ -36,6 +37,7 @@ pub struct Reloader {
     settings: Settings,
     /// The settings as the process began with them.
     first: Plan,
+    own_stack: OwnStack,
     state: Arc<StateDir>,
     follower: FollowerHandle,
     /// The targets that it changes.
@@ -47,11 +49,12 @@ impl Reloader {
     pub fn new(
         settings: Settings,
         first: Plan,
+        own_stack: OwnStack,
         state: Arc<StateDir>,
         follower: FollowerHandle,
         targets: Targets,
     ) -> Self {
-        Self { settings, first, state, follower, targets }
+        Self { settings, first, own_stack, state, follower, targets }
     }
 
     /// Reads the settings and has the targets as they say.
@@ -73,8 +76,8 @@ impl Reloader {
     }
 
     async fn read(&self) -> Result<Vec<TargetConfig>, ReloadError> {
-        let (settings, first) = (self.settings.clone(), self.first.clone());
-        let reading = tokio::task::spawn_blocking(move || read(&settings, &first));
+        let (settings, first, own) = (self.settings.clone(), self.first.clone(), self.own_stack.clone());
+        let reading = tokio::task::spawn_blocking(move || read(&settings, &first, &own));
         let read = tokio::time::timeout(READ_TIMEOUT, reading).await.map_err(|_| ReloadError::Slow)?;
         Ok(read.expect("reading settings does not panic")?)
     }
@@ -99,8 +102,13 @@ impl Reloader {
 }
 
 /// The targets of the settings as they are now, checked.
-fn read(settings: &Settings, first: &Plan) -> Result<Vec<TargetConfig>, SettingError> {
+fn read(settings: &Settings, first: &Plan, own_stack: &OwnStack) -> Result<Vec<TargetConfig>, SettingError> {
     let plan = settings.plan()?;
+    if plan.wants_own_stack() && *own_stack == OwnStack::NotAsked && home::own_container().is_some() {
+        let expected = "a restart, as no target has asked for it so far";
+        return Err(SettingError::new("stack", "own", expected));
+    }
+    let plan = plan.with_own_stack(own_stack.name())?;
     if plan.embedded {
         embedded::check_reload(first, &plan)?;
     }

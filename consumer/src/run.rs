@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -12,12 +12,12 @@ use rollcall_shared::{
     keys::Keys,
     model::{
         claim::Claim,
-        consumer::ConsumerRecord,
-        name::{ConsumerName, TargetName},
+        consumer::{ConsumerHome, ConsumerRecord},
+        name::{ConsumerName, ContainerId, TargetName},
     },
     process::{
-        cli::Failure, health, readiness::Readiness, reload, service::ServiceManager, shutdown, telemetry,
-        time,
+        cli::Failure, health, readiness::Readiness, reload, service::ServiceManager, setting::SettingError,
+        shutdown, telemetry, time,
     },
     reflector::Reflector,
     session::LeaseSettings,
@@ -30,6 +30,7 @@ use crate::{
     claim::{self, ConsumerClaim},
     config::{ConsumerSettings, Plan, Settings, TargetConfig},
     embedded::{self, Embedded},
+    home::{self, OwnStack},
     reload::Reloader,
     roll::{
         self, RollDecode, Selection,
@@ -42,12 +43,16 @@ use crate::{
     },
     state_dir::{StateDir, StateDirError},
     supervisor::Supervisor,
-    target::{self, Target},
+    target::{self, Target, matched::Matched},
     targets::{Targets, target_span},
 };
 
 /// The name under which the readiness report has the roll.
 const ROLL_PART: &str = "roll";
+/// How long an agent may take to tell the consumer's own stack before the readiness report says that it is waited for.
+const OWN_STACK_DELAY: Duration = Duration::from_secs(3);
+/// What is said then.
+const NO_OWN_STACK: &str = "own stack is not known: expected an agent on this host, or --stack NAME";
 /// How much longer than one attempt to notify may take it is waited for with `--once`.
 const ATTEMPT_MARGIN: Duration = Duration::from_secs(1);
 
@@ -78,38 +83,34 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         lease,
         wait: wait.max(call_timeout),
     };
-    let opened =
-        if dry_run { None } else { Some(Opened::open(&plan, state_dir, &consumer.readiness).await?) };
+    let state = match dry_run {
+        true => None,
+        false => Some(open_state(&plan, state_dir.clone(), &consumer.readiness).await?),
+    };
     if !once && !dry_run {
         consumer.serve(listen).await?;
     }
     if let Some(embedded) = embedded {
         consumer.embed(embedded).await?;
     }
-    let remembered = opened.as_ref().filter(|_| !plan.embedded).map(|opened| opened.state.clone());
-    let result = match (consumer.follow(&plan.targets, remembered).await?, opened) {
-        // Asked to stop before there was anything to do.
-        (None, _) => Ok(()),
-        (Some((selections, _)), None) => show(&plan.targets, &selections).await,
-        (Some((selections, follower)), Some(opened)) => {
-            let (targets, at_hand) = consumer.targets(&plan, selections, opened.sinks, &opened.state);
-            if once {
-                consumer.once(&plan.targets, at_hand).await
-            } else {
-                let reloader = Reloader::new(settings, plan, opened.state, follower, targets);
-                consumer.work(at_hand, reloader, async || reloads.next().await).await
-            }
-        }
+    let result = match state {
+        None => consumer.dry_run(plan, &state_dir).await,
+        Some(state) => consumer.keep(settings, plan, state, once, async || reloads.next().await).await,
     };
     consumer.supervisor.end().await;
     result
 }
 
 /// Shows what would change. Whoever reads it may have seen enough before its end.
-async fn show(targets: &[TargetConfig], selections: &[watch::Receiver<Selection>]) -> Result<(), Failure> {
+async fn show(
+    targets: &[TargetConfig],
+    selections: &[watch::Receiver<Selection>],
+    state_dir: &Path,
+) -> Result<(), Failure> {
     let (mut failures, mut differs) = (Vec::new(), false);
     for (target, selection) in targets.iter().zip(selections) {
-        let Preview { text, outcome } = dry_run::preview(target, selection).await;
+        let has_matched = Matched::is_remembered_in(state_dir, target);
+        let Preview { text, outcome } = dry_run::preview(target, selection, has_matched).await;
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(Failure::failed(error)),
             _ => {}
@@ -126,27 +127,18 @@ async fn show(targets: &[TargetConfig], selections: &[watch::Receiver<Selection>
     }
 }
 
-/// What is opened before anything starts: the last of what is checked.
-struct Opened {
-    state: Arc<StateDir>,
-    sinks: Vec<FileSink>,
-}
-
-impl Opened {
-    async fn open(plan: &Plan, state_dir: PathBuf, readiness: &Readiness) -> Result<Self, Failure> {
-        let (targets, name, part) = (plan.targets.clone(), plan.consumer.clone(), readiness.part("state"));
-        let open = move || {
-            targets.iter().try_for_each(FileSink::check)?;
-            StateDir::open(&state_dir, &name, part)
-        };
-        let opened = tokio::task::spawn_blocking(open).await.expect("opening does not panic");
-        let state = opened.map(Arc::new).map_err(|error| match error {
-            StateDirError::Setting(error) => Failure::usage(error),
-            in_use @ StateDirError::InUse { .. } => Failure::failed(in_use),
-        })?;
-        let sinks = Targets::sinks(state.clone(), plan.targets.clone()).await;
-        Ok(Self { state, sinks })
-    }
+/// Checks the targets, and opens the state folder: the last of what is checked before anything starts.
+async fn open_state(plan: &Plan, dir: PathBuf, readiness: &Readiness) -> Result<Arc<StateDir>, Failure> {
+    let (targets, name, part) = (plan.targets.clone(), plan.consumer.clone(), readiness.part("state"));
+    let open = move || {
+        targets.iter().try_for_each(FileSink::check)?;
+        StateDir::open(&dir, &name, part)
+    };
+    let opened = tokio::task::spawn_blocking(open).await.expect("opening does not panic");
+    opened.map(Arc::new).map_err(|error| match error {
+        StateDirError::Setting(error) => Failure::usage(error),
+        in_use @ StateDirError::InUse { .. } => Failure::failed(in_use),
+    })
 }
 
 /// A consumer at work.
@@ -161,6 +153,95 @@ struct Consumer {
 }
 
 impl Consumer {
+    /// Shows what would change.
+    async fn dry_run(&mut self, plan: Plan, state_dir: &Path) -> Result<(), Failure> {
+        if plan.wants_own_stack() && home::own_container().is_some() {
+            let expected = "--stack NAME beside --dry-run, which asks no agent for it";
+            return Err(SettingError::new("stack", "own", expected).into());
+        }
+        let plan = plan.with_own_stack(None)?;
+        match self.follow(&plan.targets, None).await? {
+            Some((selections, _)) => show(&plan.targets, &selections, state_dir).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps the targets, once or until the process is asked to stop.
+    async fn keep(
+        &mut self,
+        settings: Settings,
+        plan: Plan,
+        state: Arc<StateDir>,
+        once: bool,
+        reload_asked: impl AsyncFnMut(),
+    ) -> Result<(), Failure> {
+        let mut targets = self.targets(&plan, &state);
+        let wanted = home::own_container().filter(|_| plan.wants_own_stack());
+        let own_stack = match wanted {
+            Some(container) => {
+                match self.ask_own_stack(container, &plan, &mut targets, &state, once).await? {
+                    Some(name) => OwnStack::Known(name),
+                    None => return Ok(()),
+                }
+            }
+            None => OwnStack::NotAsked,
+        };
+        let plan = plan.with_own_stack(own_stack.name())?;
+        let remembered = (!plan.embedded).then(|| state.clone());
+        // None where it was asked to stop before there was anything to do.
+        let Some((selections, follower)) = self.follow(&plan.targets, remembered).await? else {
+            return Ok(());
+        };
+        let at_hand = self.open(&plan, &mut targets, selections, &state).await;
+        if wanted.is_none() {
+            self.claim(plan.consumer.clone(), &targets, state.clone());
+        }
+        if once {
+            return self.once(&plan.targets, at_hand).await;
+        }
+        let reloader = Reloader::new(settings, plan, own_stack, state, follower, targets);
+        self.work(at_hand, reloader, reload_asked).await
+    }
+
+    /// Asks the agent of this host which stack the consumer's own container belongs to. Until it has answered, nothing is
+    /// installed and nobody is signalled. `None` when asked to stop before.
+    async fn ask_own_stack(
+        &mut self,
+        container: ContainerId,
+        plan: &Plan,
+        targets: &mut Targets,
+        state: &Arc<StateDir>,
+        once: bool,
+    ) -> Result<Option<Option<String>>, Failure> {
+        let part = self.readiness.part("own stack");
+        targets.ask_home(container);
+        self.claim(plan.consumer.clone(), targets, state.clone());
+        let mut home = targets.home(&mut self.supervisor);
+        let is_it =
+            |home: &Option<ConsumerHome>| home.as_ref().is_some_and(|home| home.container == container);
+        let reminder = if once { self.wait } else { OWN_STACK_DELAY };
+        let answered = async {
+            match tokio::time::timeout(reminder, home.wait_for(is_it)).await {
+                Ok(answered) => return answered.ok().and_then(|home| home.clone()),
+                Err(_) if once => return None,
+                Err(_) => part.waiting(NO_OWN_STACK),
+            }
+            home.wait_for(is_it).await.ok().and_then(|home| home.clone())
+        };
+        tokio::select! {
+            // Neither branch has taken anything when it is dropped.
+            home = answered => match home {
+                Some(ConsumerHome { stack, .. }) => {
+                    let stack_name = stack.as_deref().unwrap_or("none");
+                    tracing::info!(stack = stack_name, "this container's own stack is known");
+                    Ok(Some(stack))
+                }
+                None => Err(Failure::failed(NO_OWN_STACK)),
+            },
+            ended = self.supervisor.watch() => ended.map(|()| None),
+        }
+    }
+
     /// Serves health and metrics.
     async fn serve(&mut self, listen: health::Listen) -> Result<(), Failure> {
         let metrics = telemetry::start_metrics().map_err(Failure::failed)?;
@@ -234,26 +315,28 @@ impl Consumer {
         Ok(Some((selections, handle)))
     }
 
-    /// The targets, opened, and the claim under which they are notified.
-    fn targets(
-        &mut self,
-        plan: &Plan,
-        selections: Selections,
-        sinks: Vec<FileSink>,
-        state: &Arc<StateDir>,
-    ) -> (Targets, Vec<Target>) {
+    /// No targets yet, and what the consumer says of itself.
+    fn targets(&self, plan: &Plan, state: &Arc<StateDir>) -> Targets {
         let (store, keys, name) = (self.store.clone(), self.keys.clone(), plan.consumer.clone());
         let reports = NodeReports::new(store, keys, name, self.readiness.clone());
         let claim = Claim::new(state.id().to_owned(), self.lease.ttl.as_secs());
-        let record = ConsumerRecord { v: V1, claim, targets: Default::default() };
-        let stop = self.supervisor.stop.clone();
-        let mut targets = Targets::new(stop, reports, record, self.readiness.clone());
+        let record = ConsumerRecord { v: V1, claim, container: None, targets: Default::default() };
+        Targets::new(self.supervisor.stop.clone(), reports, record, self.readiness.clone())
+    }
+
+    /// Opens the targets of the plan.
+    async fn open(
+        &mut self,
+        plan: &Plan,
+        targets: &mut Targets,
+        selections: Selections,
+        state: &Arc<StateDir>,
+    ) -> Vec<Target> {
+        let sinks = Targets::sinks(state.clone(), plan.targets.clone()).await;
         targets.declare(&plan.targets);
         let each = plan.targets.iter().cloned().zip(sinks).zip(selections);
         let open = |((config, sink), selection)| targets.open(&mut self.supervisor, config, sink, selection);
-        let at_hand = each.map(open).collect();
-        self.claim(plan.consumer.clone(), &targets, state.clone());
-        (targets, at_hand)
+        each.map(open).collect()
     }
 
     /// Claims the consumer's name, and keeps its requests in the store.

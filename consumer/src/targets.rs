@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rollcall_shared::{
     model::{
-        consumer::{ConsumerRecord, TargetRecord},
-        name::TargetName,
+        consumer::{ConsumerHome, ConsumerRecord, TargetRecord},
+        name::{ContainerId, TargetName},
     },
     process::{cli::Failure, readiness::Readiness},
 };
@@ -45,8 +45,9 @@ pub struct Targets {
     stop: CancellationToken,
     readiness: Readiness,
     reports: TargetReports,
-    /// Runs once there is a target that signals containers.
+    /// Runs once there is a target that signals containers, or the consumer's own stack is asked for.
     node_reports: Option<NodeReports>,
+    home: watch::Receiver<Option<ConsumerHome>>,
     requests: watch::Sender<AllRequests>,
     /// What the consumer says of itself.
     record: watch::Sender<ConsumerRecord>,
@@ -95,6 +96,7 @@ impl Targets {
             stop,
             readiness,
             reports: node_reports.targets(),
+            home: node_reports.home(),
             node_reports: Some(node_reports),
             requests: watch::Sender::default(),
             record: watch::Sender::new(record),
@@ -124,6 +126,23 @@ impl Targets {
             record.targets = targets;
             is_modified
         });
+    }
+
+    /// Says which container the consumer runs in, so that its agent answers.
+    pub fn ask_home(&self, container: ContainerId) {
+        self.record.send_modify(|record| record.container = Some(container));
+    }
+
+    /// What the agent of this consumer's host says of the container that the consumer runs in, once the record names that.
+    pub fn home(&mut self, supervisor: &mut Supervisor) -> watch::Receiver<Option<ConsumerHome>> {
+        self.watch_reports(supervisor);
+        self.home.clone()
+    }
+
+    fn watch_reports(&mut self, supervisor: &mut Supervisor) {
+        if let Some(reports) = self.node_reports.take() {
+            supervisor.spawn_background("reports of the nodes", reports.run());
+        }
     }
 
     /// How these targets differ from those that are there.
@@ -225,9 +244,7 @@ impl Targets {
         let (target, part) = (config.name.clone(), self.readiness.part(format!("notify {}", config.name)));
         let attempt = match notify.clone() {
             Notify::Signal(rule) => {
-                if let Some(reports) = self.node_reports.take() {
-                    supervisor.spawn_background("reports of the nodes", reports.run());
-                }
+                self.watch_reports(supervisor);
                 let (reports, requests) = (self.reports.subscribe(&target), self.requests.clone());
                 let all = self.requests.clone();
                 let (name, process_stop) = (target.clone(), self.stop.clone());

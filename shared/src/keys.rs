@@ -6,6 +6,7 @@
 //! ```text
 //! <prefix>/nodes/<node>                            NodeRecord      agent
 //! <prefix>/instances/<node>/<container>/<port>-<tcp|udp>  Instance agent
+//! <prefix>/receivers/<node>/<consumer>             ConsumerHome    agent
 //! <prefix>/receivers/<node>/<consumer>/<target>    Receivers       agent
 //! <prefix>/acks/<node>/<consumer>/<target>         Acks            agent
 //! <prefix>/consumers/<consumer>                    ConsumerRecord  consumer
@@ -29,6 +30,8 @@ pub enum Key {
     Node(NodeName),
     /// An instance.
     Instance(InstanceId),
+    /// What a node says of the container that a consumer runs in.
+    Home(NodeName, ConsumerName),
     /// The containers of a node that a target signals.
     Receivers(NodeName, TargetId),
     /// A node's answers to a target's requests.
@@ -84,6 +87,7 @@ impl Keys {
             Key::Instance(InstanceId { node, container, port, protocol }) => {
                 format!("{prefix}/instances/{node}/{container}/{port}-{protocol}")
             }
+            Key::Home(node, consumer) => format!("{prefix}/receivers/{node}/{consumer}"),
             Key::Receivers(node, target) => format!("{prefix}/receivers/{node}/{target}"),
             Key::Acks(node, target) => format!("{prefix}/acks/{node}/{target}"),
             Key::Consumer(consumer) => format!("{prefix}/consumers/{consumer}"),
@@ -113,6 +117,7 @@ impl Keys {
                 let (node, container) = (node.parse().ok()?, container.parse().ok()?);
                 Key::Instance(InstanceId { node, container, port, protocol: protocol.parse().ok()? })
             }
+            ["receivers", node, consumer] => Key::Home(node.parse().ok()?, consumer.parse().ok()?),
             ["receivers", node, consumer, target] => {
                 Key::Receivers(node.parse().ok()?, target_id(consumer, target)?)
             }
@@ -136,12 +141,12 @@ impl Keys {
         self.folder(&format!("instances/{node}"))
     }
 
-    /// What a node says of its receivers.
+    /// What a node says of its receivers, and of the consumers that run on it.
     pub fn receivers_of(&self, node: &NodeName) -> KeyRange {
         self.folder(&format!("receivers/{node}"))
     }
 
-    /// The receivers on all nodes.
+    /// The receivers on all nodes, and where consumers run.
     pub fn receivers(&self) -> KeyRange {
         self.folder("receivers")
     }
@@ -197,6 +202,7 @@ mod tests {
             (name(), container, 1u16.., protocol).prop_map(|(node, container, port, protocol)| {
                 Key::Instance(InstanceId { node, container, port, protocol })
             }),
+            (name(), name()).prop_map(|(node, consumer)| Key::Home(node, consumer)),
             (name(), target_id()).prop_map(|(node, target)| Key::Receivers(node, target)),
             (name(), target_id()).prop_map(|(node, target)| Key::Acks(node, target)),
             name().prop_map(Key::Consumer),

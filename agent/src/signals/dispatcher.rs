@@ -14,7 +14,7 @@ use rollcall_shared::{
     codec::{self, V1},
     keys::{Key, Keys},
     model::{
-        consumer::{ConsumerRecord, TargetRecord},
+        consumer::{ConsumerHome, ConsumerRecord, TargetRecord},
         name::{ConsumerName, ContainerName, NodeName, TargetId},
         signal::{Acks, Incarnation, Receiver, Receivers, RequestedReceiver, Signal, SignalRequest},
     },
@@ -340,7 +340,21 @@ impl Dispatcher {
             let receivers = Receivers { v: V1, receivers: receivers.clone() };
             reports.receivers.insert(key, codec::encode(&receivers));
         }
+        reports.receivers.extend(self.homes());
         reports
+    }
+
+    /// What there is to say of the consumers that run on this host and ask for it.
+    fn homes(&self) -> impl Iterator<Item = (String, Vec<u8>)> {
+        let Host { keys, node, .. } = &self.host;
+        let home = |(consumer, record): (&ConsumerName, &Arc<ConsumerRecord>)| {
+            let home = policy::home(record.container?, self.candidates.as_ref()?)?;
+            Some((
+                keys.format(&Key::Home(node.clone(), consumer.clone())),
+                codec::encode::<ConsumerHome>(&home),
+            ))
+        };
+        self.consumers.iter().filter_map(home)
     }
 
     /// Counts and logs what became of requests.

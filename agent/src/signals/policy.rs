@@ -3,10 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use rollcall_shared::model::{
-    selector::Selector,
-    signal::{Ack, Delivery, Incarnation, Receiver, RequestedReceiver, Signal, SignalRequest},
-    stack::SWARM_SERVICE,
+use rollcall_shared::{
+    codec::{self, V1},
+    model::{
+        consumer::ConsumerHome,
+        name::ContainerId,
+        selector::Selector,
+        signal::{Ack, Delivery, Incarnation, Receiver, RequestedReceiver, Signal, SignalRequest},
+        stack::{self, SWARM_SERVICE},
+    },
 };
 use tokio::time::Instant;
 
@@ -107,6 +112,18 @@ pub fn receivers(delivery: &Delivery, candidates: &Candidates, allowed: &[Allowe
     candidates.iter().filter_map(receiver).collect()
 }
 
+/// What there is to say of the container that a consumer runs in; `None` where it does not run here. A stack whose name
+/// stays in, as its label does, counts as none.
+pub fn home(container: ContainerId, candidates: &Candidates) -> Option<ConsumerHome> {
+    /// No tool makes longer names.
+    const MAX_CHARS: usize = 256;
+    let found = candidates.iter().find(|(incarnation, _)| incarnation.container == container);
+    let labels = &found?.1.container.labels;
+    let is_plain = |name: &&str| name.len() <= MAX_CHARS && codec::is_one_line(name);
+    let stack = stack::stack(labels).filter(is_plain).map(str::to_owned);
+    Some(ConsumerHome { v: V1, container, stack })
+}
+
 /// Decides what to do about one receiver of a request, given the last answer to that target of that receiver.
 pub fn decide(
     request: &SignalRequest,
@@ -140,8 +157,6 @@ pub fn decide(
 #[cfg(test)]
 mod tests {
     use std::slice;
-
-    use rollcall_shared::codec::V1;
 
     use super::*;
     use crate::inventory::container::testing::container;

@@ -3,18 +3,18 @@
 use std::{path::PathBuf, time::Duration};
 
 use rollcall_shared::{
-    model::name::ConsumerName,
+    model::{instance::Status, name::ConsumerName},
     process::{health::Listen, setting::SettingError, telemetry::LogSettings, time},
     session::LeaseSettings,
     store::settings::EtcdSettings,
 };
 
 use super::{
-    citus::CitusSettings,
+    citus::{CitusSettings, Tool},
     target::{RawTarget, TargetConfig},
 };
 use crate::{
-    roll::SelectFlags,
+    roll::{RawSelect, SelectFlags, StackChoice},
     sink::file::{
         notify::settings::NotifyFlags,
         settings::{FileFlags, RawFile},
@@ -42,6 +42,25 @@ pub struct Cli {
 pub enum Command {
     /// Ask the consumer that runs at --listen whether it is alive
     Healthcheck,
+    /// Say how the consumer that runs at --listen fares, a line for each part; ends with 1 if none answers
+    Status,
+    /// Do what the image citusdata/workerlist-gen does by this command
+    #[command(hide = true)]
+    WorkerlistGen,
+    /// Do what the image citusdata/dockercloud-workerlist-gen does
+    #[command(hide = true, alias = "dockercloud-workerlistgen")]
+    DockercloudWorkerlistGen,
+}
+
+impl Command {
+    /// The tool whose work is asked for by the name of its command.
+    pub fn tool(self) -> Option<Tool> {
+        match self {
+            Command::Healthcheck | Command::Status => None,
+            Command::WorkerlistGen => Some(Tool::WorkerlistGen),
+            Command::DockercloudWorkerlistGen => Some(Tool::DockercloudWorkerlistGen),
+        }
+    }
 }
 
 /// Everything that a consumer is told.
@@ -81,7 +100,7 @@ pub struct ConsumerSettings {
     pub name: Option<ConsumerName>,
     /// TOML file of targets
     #[arg(long, env = "ROLLCALL_CONFIG", value_name = "FILE")]
-    #[arg(conflicts_with_all = ["FileFlags", "SelectFlags", "NotifyFlags", "PaceFlags"])]
+    #[arg(conflicts_with_all = ["FileFlags", "SelectFlags", "NotifyFlags", "PaceFlags", "CommonFlags"])]
     pub config: Option<PathBuf>,
     /// Folder that remembers across restarts what was applied and acknowledged
     #[arg(long, env = "ROLLCALL_STATE_DIR", value_name = "DIR", default_value = "/var/lib/rollcall")]
@@ -122,6 +141,25 @@ pub struct TargetFlags {
     /// How its reloads are paced.
     #[command(flatten)]
     pub pace: Option<PaceFlags>,
+    /// What a Citus worker list takes as well.
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+/// What applies to one target, and to workerlist-gen's own as well.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "One target, or a Citus worker list")]
+pub struct CommonFlags {
+    /// Stack (Compose project, Swarm stack or label rollcall.stack) that is selected from and, by --notify-service or
+    /// --notify-label, signalled; or own, for that of this process's container
+    #[arg(long, env = "ROLLCALL_STACK", value_name = "NAME")]
+    pub stack: Option<StackChoice>,
+    /// Statuses to select: starting, passing, failing or draining [default: passing; for a Citus worker list all]
+    #[arg(long, env = "ROLLCALL_STATUS", value_name = "STATUS,...", value_delimiter = ',')]
+    pub status: Vec<Status>,
+    /// Empty a file that has something in it even where nothing has matched the selection yet
+    #[arg(long, env = "ROLLCALL_ALLOW_EMPTY", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_empty: bool,
 }
 
 /// The name of a target that is given by flags.
@@ -130,7 +168,7 @@ const TARGET_NAME: &str = "default";
 impl TargetFlags {
     /// Whether one of them is given.
     pub(super) fn is_given(&self) -> bool {
-        let Self { file, select, notify, pace } = self;
+        let Self { file, select, notify, pace, common: _ } = self;
         file.is_some() || select.is_some() || notify.is_some() || pace.is_some()
     }
 
@@ -140,17 +178,24 @@ impl TargetFlags {
     }
 
     fn raw(&self) -> RawTarget {
-        let Self { file, select, notify, pace } = self;
+        let Self { file, select, notify, pace, common } = self;
+        let CommonFlags { stack, status, allow_empty } = common.clone();
         let file = file.as_ref().map(FileFlags::raw).unwrap_or_default();
         let PaceFlags { heartbeat, pace } = pace.clone().unwrap_or_default();
+        let select = select.as_ref().map(SelectFlags::raw).unwrap_or_default();
+        let mut notify = notify.as_ref().and_then(NotifyFlags::raw);
+        if let Some(notify) = notify.as_mut().filter(|notify| notify.is_by_label()) {
+            notify.stack = stack.clone();
+        }
         RawTarget {
             name: TARGET_NAME.parse().expect("it is a name"),
-            select: select.as_ref().map(SelectFlags::raw).unwrap_or_default(),
+            select: RawSelect { stack: stack.clone(), status, ..select },
             pace,
             heartbeat,
             guard: None,
             reconcile: None,
-            file: RawFile { notify: notify.as_ref().and_then(NotifyFlags::raw), ..file },
+            allow_empty,
+            file: RawFile { notify, ..file },
         }
     }
 }
@@ -189,7 +234,7 @@ mod tests {
         });
         let flags: Vec<&str> = flags.filter_map(clap::Arg::get_long).collect();
         let expected = "dest format template mode owner check check-timeout backup-dir service label \
-                        notify-container notify-label notify-pid-file notify-command notify-signal heartbeat pace";
+                        notify-container notify-service notify-label notify-pid-file notify-command notify-signal heartbeat pace";
         assert_eq!(flags.join(" "), expected);
     }
 
@@ -209,7 +254,7 @@ mod tests {
             "--bkp-dir=/tmp/b",
             "--pace=3/1s",
         ]);
-        let TargetConfig { name, select, pace, guard: _, reconcile: _, file } = target;
+        let TargetConfig { name, select, pace, file, .. } = target;
         assert_eq!(name.as_str(), "default");
         assert_eq!(select.named_services(), ["web".parse().expect("a name")]);
         assert_eq!(select.labels.len(), 2);

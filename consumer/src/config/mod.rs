@@ -14,13 +14,14 @@ use rollcall_shared::{
     process::{host, setting::SettingError},
 };
 
+pub mod backends_updater;
 pub mod citus;
 pub mod flags;
 pub mod target;
 pub(crate) mod toml;
 
-pub use citus::{CITUS_PORT, CitusSettings};
-pub use flags::{Cli, Command, ConsumerSettings, Settings, TargetFlags};
+pub use citus::{CITUS_PORT, CitusSettings, Tool};
+pub use flags::{Cli, Command, CommonFlags, ConsumerSettings, Settings, TargetFlags};
 pub use target::{RawTarget, TargetConfig};
 
 /// The settings, checked and completed.
@@ -36,6 +37,28 @@ pub struct Plan {
     pub citus: bool,
 }
 
+/// What is expected where there is no target.
+const ANY_TARGET: &str =
+    "it, or --dest and a format or template, or CITUS_SERVICE_NAME for a Citus worker list";
+/// What is expected beside the name of a Citus tool.
+const NO_TARGET: &str = "no other target beside workerlist-gen's";
+
+impl Plan {
+    /// Whether a target is narrowed to the consumer's own stack.
+    pub fn wants_own_stack(&self) -> bool {
+        self.targets.iter().any(TargetConfig::wants_own_stack)
+    }
+
+    /// The plan for a consumer whose own container belongs to this stack, or to none.
+    ///
+    /// # Errors
+    /// A target expects one.
+    pub fn with_own_stack(mut self, own: Option<&str>) -> Result<Self, SettingError> {
+        self.targets.iter_mut().try_for_each(|target| target.set_own_stack(own))?;
+        Ok(self)
+    }
+}
+
 impl Settings {
     /// Checks that the settings fit together, reads the targets and touches nothing.
     ///
@@ -46,10 +69,18 @@ impl Settings {
         self.lease.check()?;
         let embedded = self.etcd.endpoints.is_empty();
         let (targets, citus) = match &self.consumer.config {
+            Some(_) if self.citus.tool.is_some() => {
+                return Err(SettingError::new("--config", "given", NO_TARGET));
+            }
+            None if self.target.is_given() && self.citus.tool.is_some() => {
+                return Err(SettingError::new("one target", "given by flags", NO_TARGET));
+            }
             Some(file) => (toml::read(file)?, false),
             None if self.target.is_given() => (vec![self.target.parse()?], false),
-            None if embedded || self.citus.is_given() => (vec![self.citus.parse()?], true),
-            None => return Err(SettingError::missing("--config", "it, or --dest and a format or template")),
+            None if embedded || self.citus.is_given() => {
+                (vec![self.citus.parse(&self.target.common, embedded)?], true)
+            }
+            None => return Err(SettingError::missing("--config", ANY_TARGET)),
         };
         Ok(Plan { consumer: self.consumer.name()?, targets, embedded, citus })
     }

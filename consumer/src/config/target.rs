@@ -8,9 +8,10 @@ use rollcall_shared::{
 };
 
 use crate::{
-    roll::{RawSelect, Select},
+    roll::{RawSelect, Select, StackChoice},
     sink::file::{
         FileConfig,
+        notify::Notify,
         render::{Content, Format},
         settings::RawFile,
     },
@@ -35,6 +36,8 @@ pub struct RawTarget {
     pub guard: Option<RawGuard>,
     /// How often to look whether the file is still as it was left.
     pub reconcile: Option<Duration>,
+    /// Whether a file with something in it may be emptied where nothing has matched yet.
+    pub allow_empty: bool,
     /// Its file.
     pub file: RawFile,
 }
@@ -48,10 +51,14 @@ pub struct TargetConfig {
     pub select: Select,
     /// How its reloads are paced.
     pub pace: PaceSettings,
+    /// The stack that the containers to signal are narrowed to, where it is the consumer's own, which is not known yet.
+    pub notify_stack: Option<StackChoice>,
     /// What is held back.
     pub guard: GuardSettings,
     /// How often to look whether the file is still as it was left.
     pub reconcile: Duration,
+    /// Whether a file with something in it may be emptied where nothing has matched yet.
+    pub allow_empty: bool,
     /// Its file.
     pub file: FileConfig,
 }
@@ -60,6 +67,29 @@ impl TargetConfig {
     /// The path of its file from the root. Where there is no current folder, a relative path is compared as it is.
     pub fn absolute_dest(&self) -> std::path::PathBuf {
         std::path::absolute(&self.file.dest).unwrap_or_else(|_| self.file.dest.clone())
+    }
+
+    /// Whether it is narrowed to the consumer's own stack.
+    pub fn wants_own_stack(&self) -> bool {
+        let wants = |stack: &Option<StackChoice>| stack.as_ref().is_some_and(|stack| stack.name().is_none());
+        wants(&self.select.stack) || wants(&self.notify_stack)
+    }
+
+    /// Narrows it to the consumer's own stack, if it wants that.
+    ///
+    /// # Errors
+    /// There is none, and it is expected.
+    pub fn set_own_stack(&mut self, own: Option<&str>) -> Result<(), SettingError> {
+        let outer = format!("target {}: ", self.name);
+        let resolved =
+            |stack: StackChoice| stack.resolved(own).map_err(|error| error.within(&outer)).transpose();
+        self.select.stack = self.select.stack.take().and_then(&resolved).transpose()?.map(StackChoice::Named);
+        if let (Some(stack), Some(Notify::Signal(delivery))) =
+            (self.notify_stack.take(), &mut self.file.notify)
+        {
+            delivery.to.stack = resolved(stack).transpose()?;
+        }
+        Ok(())
     }
 }
 
@@ -72,7 +102,8 @@ impl RawTarget {
     /// # Errors
     /// The setting that cannot work, by its name in TOML.
     pub fn parse(self) -> Result<TargetConfig, SettingError> {
-        let Self { name, select, pace, heartbeat, guard, reconcile, file } = self;
+        let Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file } = self;
+        let notify_stack = file.notify.as_ref().and_then(|notify| notify.stack.clone());
         let file = file.parse()?;
         let default_pace = if file.notify.is_some() { PaceSettings::reload() } else { PaceSettings::none() };
         let mut select = select.parse();
@@ -86,8 +117,10 @@ impl RawTarget {
             name,
             select,
             pace: PaceSettings::parse(pace, heartbeat)?.unwrap_or(default_pace),
+            notify_stack: notify_stack.filter(|stack| stack.name().is_none()),
             guard: guard.map(RawGuard::parse).transpose()?.unwrap_or_default(),
             reconcile: reconcile.unwrap_or(RECONCILE_INTERVAL),
+            allow_empty,
             file,
         })
     }
@@ -106,6 +139,7 @@ impl RawTarget {
             heartbeat: None,
             guard: None,
             reconcile: None,
+            allow_empty: false,
             file,
         }
     }

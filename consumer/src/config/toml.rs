@@ -137,6 +137,8 @@ struct TargetTable {
     #[serde(default, deserialize_with = "time")]
     reconcile: Option<Duration>,
     backups: Option<RawBackups>,
+    #[serde(default)]
+    allow_empty: bool,
 }
 
 impl TargetTable {
@@ -148,12 +150,12 @@ impl TargetTable {
 
 impl From<TargetTable> for RawTarget {
     fn from(table: TargetTable) -> Self {
-        let TargetTable { name, select, pace, heartbeat, guard, reconcile, .. } = table;
+        let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable {
             dest, format, template, mode, owner, check, check_timeout, backups, notify, ..
         } = table;
         let file = RawFile { dest, format, template, mode, owner, check, check_timeout, backups, notify };
-        Self { name, select, pace, heartbeat, guard, reconcile, file }
+        Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file }
     }
 }
 
@@ -257,6 +259,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        roll::StackChoice,
         sink::file::{install::Backups, render::Content},
         target::{
             loss_guard::{GuardSettings, HoldTime},
@@ -285,12 +288,14 @@ check_timeout = "5s"
 pace = { burst = 3, interval = "1s", quiet = "100ms" }
 guard = { min_instances = 1, max_loss = "50%", hold = "forever" }
 reconcile = "10s"
+allow_empty = true
 backups = { dir = "/var/backups", keep = 3 }
 [target.select]
 service = ["web", "api"]
 service_regex = "^w"
 container_regex = "1$"
 labels = ["role=front", "public"]
+stack = "shop"
 node = "h1"
 port = [80, 8080]
 protocol = "tcp"
@@ -298,11 +303,14 @@ tags = ["blue"]
 status = ["passing", "starting"]
 family = "ipv6"
 [target.notify]
-label = "role=proxy"
+service = "proxy"
+labels = ["role=proxy", "zone"]
+stack = "shop"
 signal = "USR1"
 "#)
         .expect("a target");
-        let TargetConfig { name, select, pace, guard, reconcile, file } = target;
+        let TargetConfig { name, select, pace, guard, reconcile, allow_empty, file, .. } = target;
+        assert!(allow_empty);
         assert_eq!(name.as_str(), "web");
         assert_eq!(select.services.len(), 2);
         assert_eq!(select.labels.len(), 2);
@@ -317,7 +325,11 @@ signal = "USR1"
         assert_eq!(file.owner, Some(Owner { user: Some(0), group: Some(0) }));
         assert_eq!(file.check.expect("a check").timeout, Duration::from_secs(5));
         assert_eq!(file.backups, Some(Backups { dir: "/var/backups".into(), keep: 3 }));
-        assert_eq!(file.notify.expect("a notifier").to_string(), "USR1 to label role=proxy");
+        assert_eq!(
+            file.notify.expect("a notifier").to_string(),
+            "USR1 to service proxy, label role=proxy, label zone, stack shop"
+        );
+        assert_eq!(select.stack, Some(StackChoice::Named("shop".to_owned())));
     }
 
     #[test]
@@ -414,7 +426,11 @@ signal = "USR1"
             ),
             (
                 "format = \"json\"\n[target.notify]\ncontainer = \"x\"\nlabel = \"y\"",
-                "notify is several of them: expected exactly one of container, label, pid_file and command",
+                "notify is several of them: expected exactly one of container, service or labels, pid_file and command",
+            ),
+            (
+                "format = \"json\"\n[target.notify]\ncontainer = \"x\"\nstack = \"own\"",
+                "notify.stack is own: expected notify.service or notify.labels beside it",
             ),
             (
                 "format = \"json\"\n[target.notify]\ncommand = \"x\"\nsignal = \"HUP\"",

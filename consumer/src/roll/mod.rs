@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod follower;
 mod lost;
+mod mismatch;
 pub mod remembered;
 mod retention;
 #[allow(clippy::module_inception, reason = "the room is named for its main type")]
@@ -11,6 +12,7 @@ pub mod select;
 pub mod selection;
 pub mod settings;
 pub mod shift;
+pub mod stack_choice;
 pub mod verdict;
 
 pub use decode::{RollDecode, RollKey, RollUpdate, RollValue};
@@ -20,6 +22,7 @@ pub use select::{Family, Select};
 pub use selection::{Row, Selection};
 pub use settings::{RawSelect, SelectFlags};
 pub use shift::{Departure, Shift, Shifts};
+pub use stack_choice::StackChoice;
 pub use verdict::{Verdict, Version};
 
 pub use crate::target::loss_guard::Hold;

@@ -7,6 +7,8 @@ use rollcall_shared::model::{
     name::{NodeName, ServiceName},
 };
 
+use super::stack_choice::StackChoice;
+
 /// A family of IP addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -31,6 +33,8 @@ pub struct Select {
     pub name_regex: Option<Regex>,
     /// Labels, all of which it must have.
     pub labels: Vec<LabelSelector>,
+    /// The stack that its container belongs to.
+    pub stack: Option<StackChoice>,
     /// Nodes by name.
     pub nodes: Vec<NodeName>,
     /// Ports inside the container.
@@ -53,6 +57,7 @@ impl Default for Select {
             container_regex: None,
             name_regex: None,
             labels: vec![],
+            stack: None,
             nodes: vec![],
             ports: vec![],
             protocol: None,
@@ -82,10 +87,10 @@ impl Select {
     /// Everything that it says, to be compared.
     fn criteria(&self) -> impl PartialEq {
         let Self { services, service_regex, container_regex, name_regex, labels, nodes, ports, .. } = self;
-        let Self { protocol, tags, statuses, family, .. } = self;
+        let Self { stack, protocol, tags, statuses, family, .. } = self;
         let patterns =
             [service_regex, container_regex, name_regex].map(|regex| regex.as_ref().map(Regex::as_str));
-        ((patterns, services, labels, nodes), (ports, protocol, tags, statuses, family))
+        ((patterns, services, labels, stack, nodes), (ports, protocol, tags, statuses, family))
     }
 
     /// Where the target reaches the instance, if it belongs to the target.
@@ -98,6 +103,7 @@ impl Select {
             && one_of(&self.ports, &instance.container_port)
             && self.protocol.is_none_or(|protocol| protocol == instance.protocol)
             && self.labels.iter().all(|label| label.matches(&instance.labels))
+            && self.stack.as_ref().is_none_or(|stack| stack.matches(&instance.labels))
             && self.tags.iter().all(|tag| instance.tags.contains(tag))
             && contains(self.service_regex.as_ref(), &[service])
             && contains(self.container_regex.as_ref(), &[container])
@@ -106,7 +112,7 @@ impl Select {
     }
 
     /// The first endpoint of the wanted family; a name may be of any.
-    fn pick(&self, instance: &Instance) -> Option<Endpoint> {
+    pub(super) fn pick(&self, instance: &Instance) -> Option<Endpoint> {
         let fits = |address: &Address| match (self.family, address) {
             (Some(Family::Ipv4), Address::Ip(ip)) => ip.is_ipv4(),
             (Some(Family::Ipv6), Address::Ip(ip)) => ip.is_ipv6(),

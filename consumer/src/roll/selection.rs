@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     lost::LostRows,
+    mismatch,
     select::Select,
     shift::{Departure, Shift, Shifts},
     verdict::{Verdict, Version},
@@ -78,6 +79,9 @@ pub struct Selection {
     /// Counts what it was told.
     step: u64,
     is_listed: bool,
+    has_matched: bool,
+    /// What there is instead, while nothing has matched yet.
+    others: BTreeMap<Arc<InstanceId>, Arc<Instance>>,
 }
 
 /// How each service's rows came and went.
@@ -95,6 +99,8 @@ impl Selection {
             lost_step: 0,
             step: 0,
             is_listed: false,
+            has_matched: false,
+            others: BTreeMap::new(),
         }
     }
 
@@ -134,7 +140,33 @@ impl Selection {
             has_changed |= self.shift(shift, since, &mut tallies, now);
         }
         self.measure(tallies, now);
+        self.note_others(shifts);
         has_changed
+    }
+
+    /// Keeps what there is, to tell why nothing of it matches. Once something has, nobody asks for it any more.
+    fn note_others(&mut self, shifts: &Shifts) {
+        if self.has_matched {
+            self.others.clear();
+            return;
+        }
+        for Shift { id, after, .. } in &shifts.shifts {
+            match after {
+                Some(instance) => drop(self.others.insert(id.clone(), instance.clone())),
+                None => drop(self.others.remove(id)),
+            }
+        }
+    }
+
+    /// Why nothing has ever matched, on one line; `None` where something has.
+    pub fn mismatch(&self) -> Option<String> {
+        let others = self.others.iter().map(|(id, instance)| (&**id, &**instance));
+        (!self.has_matched).then(|| mismatch::explain(&self.select, others))
+    }
+
+    /// Whether anything has ever matched.
+    pub fn has_matched(&self) -> bool {
+        self.has_matched
     }
 
     fn shift(&mut self, shift: &Shift, since: u64, tallies: &mut Tallies, now: Instant) -> bool {
@@ -233,6 +265,7 @@ impl Selection {
             None => self.groups.entry(row.instance.service.clone()).or_default(),
         };
         group.step = self.step;
+        self.has_matched = true;
         self.len += usize::from(group.rows.insert(row));
     }
 

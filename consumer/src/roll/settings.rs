@@ -1,4 +1,4 @@
-//! The settings of a selection: `[target.select]` in TOML, and two flags.
+//! The settings of a selection: `[target.select]` in TOML, and flags.
 
 use regex::Regex;
 use rollcall_shared::{
@@ -11,8 +11,11 @@ use rollcall_shared::{
 };
 use serde::Deserialize;
 
-use super::select::{Family, Select};
-use crate::config::toml::{one_or_many, pattern};
+use super::{
+    select::{Family, Select},
+    stack_choice::StackChoice,
+};
+use crate::config::toml::{one_or_many, parsed, pattern};
 
 /// Which instances belong to a target, as it is written.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -33,6 +36,9 @@ pub struct RawSelect {
     /// Labels, all of which it must have.
     #[serde(default, deserialize_with = "one_or_many")]
     pub labels: Vec<LabelSelector>,
+    /// The stack that its container belongs to, or `own`.
+    #[serde(default, deserialize_with = "parsed")]
+    pub stack: Option<StackChoice>,
     /// Nodes by name.
     #[serde(default, deserialize_with = "one_or_many")]
     pub node: Vec<NodeName>,
@@ -60,6 +66,7 @@ impl RawSelect {
             container_regex,
             name_regex,
             labels,
+            stack,
             node,
             port,
             protocol,
@@ -73,6 +80,7 @@ impl RawSelect {
             container_regex,
             name_regex,
             labels,
+            stack,
             nodes: node,
             ports: port,
             protocol,

@@ -89,8 +89,8 @@ impl Scene {
         }
     }
 
-    async fn open(&self, plan: &Plan, consumer: &Consumer) -> Result<Opened, Failure> {
-        Opened::open(plan, self.path("state"), &consumer.readiness).await
+    async fn open(&self, plan: &Plan, consumer: &Consumer) -> Result<Arc<StateDir>, Failure> {
+        open_state(plan, self.path("state"), &consumer.readiness).await
     }
 
     /// A consumer and its targets, which have their first rows.
@@ -102,13 +102,14 @@ impl Scene {
     async fn reloadable(&self, rest: &str) -> (Consumer, Vec<Target>, Reloader) {
         let (plan, mut consumer) = (self.plan(rest), self.consumer());
         // A consumer that crashed leaves its lock as soon as its tasks are dropped.
-        let opened = until(async || self.open(&plan, &consumer).await.ok()).await;
-        let remembered = Some(opened.state.clone());
+        let state = until(async || self.open(&plan, &consumer).await.ok()).await;
+        let remembered = Some(state.clone());
         let followed = consumer.follow(&plan.targets, remembered).await.expect("a store");
         let (selections, follower) = followed.expect("rows");
-        let Opened { state, sinks } = opened;
-        let (targets, at_hand) = consumer.targets(&plan, selections, sinks, &state);
-        let reloader = Reloader::new(self.settings(), plan, state, follower, targets);
+        let mut targets = consumer.targets(&plan, &state);
+        let at_hand = consumer.open(&plan, &mut targets, selections, &state).await;
+        consumer.claim(plan.consumer.clone(), &targets, state.clone());
+        let reloader = Reloader::new(self.settings(), plan, OwnStack::NotAsked, state, follower, targets);
         (consumer, at_hand, reloader)
     }
 

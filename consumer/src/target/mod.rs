@@ -2,6 +2,7 @@
 
 pub mod generation;
 pub mod loss_guard;
+pub mod matched;
 pub mod pacer;
 pub mod state;
 #[allow(clippy::module_inception, reason = "the room is named for its main type")]

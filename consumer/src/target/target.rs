@@ -103,6 +103,10 @@ pub fn describe_metrics() {
         "rollcall_consumer_notification_failures_total",
         "Attempts to notify that failed, by target"
     );
+    metrics::describe_gauge!(
+        "rollcall_consumer_unmatched",
+        "Whether the last file stays as nothing has matched the selection yet, by target"
+    );
     metrics::describe_gauge!("rollcall_consumer_instances", "Instances that the target has, by target");
     metrics::describe_histogram!(
         "rollcall_consumer_install_duration_seconds",

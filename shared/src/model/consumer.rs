@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     claim::{Claim, Record},
-    name::TargetName,
+    name::{ContainerId, TargetName},
     signal::Delivery,
 };
 use crate::codec::{V1, Value};
@@ -19,6 +19,9 @@ pub struct ConsumerRecord {
     /// Which process holds the consumer's name.
     #[serde(flatten)]
     pub claim: Claim,
+    /// The container that it runs in, if it asks which stack that belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerId>,
     /// Its targets.
     pub targets: BTreeMap<TargetName, TargetRecord>,
 }
@@ -29,6 +32,22 @@ pub struct TargetRecord {
     /// The signal that follows each change, and to which containers, if the target signals containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<Delivery>,
+}
+
+/// What the agent of a consumer's host says of the container that the consumer runs in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerHome {
+    /// The format's version.
+    pub v: V1,
+    /// The container.
+    pub container: ContainerId,
+    /// The Compose project or Swarm stack that it belongs to, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+}
+
+impl Value for ConsumerHome {
+    const WHAT: &'static str = "consumer's home";
 }
 
 impl Value for ConsumerRecord {

@@ -5,6 +5,7 @@ use std::{
     error::Error,
     ffi::{OsStr, OsString},
     fmt,
+    io::{self, Write},
     process::ExitCode,
 };
 
@@ -54,8 +55,14 @@ impl From<SettingError> for Failure {
 /// Parses the arguments. Help and version are printed as they are; what cannot be parsed ends the process
 /// with one line and exit code 2. An empty environment variable counts as none: Compose passes `${NAME}` on as one.
 pub fn parse<C: Parser>() -> C {
+    parse_from(std::env::args_os())
+}
+
+/// As [`parse`], of these arguments, the program's name first.
+pub fn parse_from<C: Parser>(args: impl IntoIterator<Item = OsString>) -> C {
     let command = without_empty(C::command(), |name| std::env::var_os(name));
-    let parsed = command.try_get_matches().and_then(|mut matches| C::from_arg_matches_mut(&mut matches));
+    let parsed =
+        command.try_get_matches_from(args).and_then(|mut matches| C::from_arg_matches_mut(&mut matches));
     match parsed {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(),
@@ -72,6 +79,17 @@ fn without_empty(command: Command, variable: impl Fn(&OsStr) -> Option<OsString>
         Some(value) if value.is_empty() => arg.env(None::<&str>),
         _ => arg,
     })
+}
+
+/// Prints a text. A reader that has read enough is no failure.
+///
+/// # Errors
+/// The operating system's.
+pub fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Prints why it failed, if it did, and gives the exit code.

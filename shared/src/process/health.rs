@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    readiness::{Conditions, Readiness},
+    readiness::{Condition, Conditions, Readiness},
     setting::SettingError,
 };
 
@@ -74,7 +74,8 @@ pub async fn serve(
     let ready = move || {
         let conditions = readiness.conditions();
         let status = if conditions.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        async move { (status, [(CONTENT_TYPE, "application/json")], format!("{:#}\n", report(&conditions))) }
+        let text = serde_json::to_string_pretty(&report(&conditions)).expect("texts can be written") + "\n";
+        async move { (status, [(CONTENT_TYPE, "application/json")], text) }
     };
     let metrics = move || {
         let text = metrics.render();
@@ -89,10 +90,15 @@ pub async fn serve(
 }
 
 /// What `/readyz` says.
-fn report(conditions: &Conditions) -> serde_json::Value {
-    let lines: BTreeMap<&str, String> =
-        conditions.iter().map(|(part, condition)| (part, condition.to_string())).collect();
-    serde_json::json!({ "ready": conditions.is_ready(), "conditions": lines })
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Report {
+    ready: bool,
+    conditions: BTreeMap<String, String>,
+}
+
+fn report(conditions: &Conditions) -> Report {
+    let line = |(part, condition): (&str, &Condition)| (part.to_owned(), condition.to_string());
+    Report { ready: conditions.is_ready(), conditions: conditions.iter().map(line).collect() }
 }
 
 /// Why a process does not count as healthy.
@@ -124,7 +130,37 @@ pub enum CheckError {
 /// # Errors
 /// Nothing answers, or the answer is not 200.
 pub fn check(listen: Listen) -> Result<(), CheckError> {
+    let (address, answer) = ask(listen, "/healthz")?;
+    match answer.split_ascii_whitespace().nth(1) {
+        Some("200") => Ok(()),
+        _ => Err(unhealthy(address, &answer)),
+    }
+}
+
+/// How a running process at `listen` fares: a line for the whole, and one for each part.
+///
+/// # Errors
+/// Nothing answers there, or something else than a process of ours.
+pub fn status(listen: Listen) -> Result<String, CheckError> {
+    let (address, answer) = ask(listen, "/readyz")?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let Ok(Report { ready, conditions }) = serde_json::from_str(body) else {
+        return Err(unhealthy(address, &answer));
+    };
+    let whole = if ready { "ready" } else { "not ready" };
+    let lines = conditions.iter().map(|(part, condition)| format!("  {part}: {condition}\n"));
+    Ok(format!("{whole}\n{}", lines.collect::<String>()))
+}
+
+fn unhealthy(address: SocketAddr, answer: &str) -> CheckError {
+    CheckError::Unhealthy { address, answer: answer.lines().next().unwrap_or_default().to_owned() }
+}
+
+/// What a running process answers to a GET, and where it is asked.
+fn ask(listen: Listen, path: &str) -> Result<(SocketAddr, String), CheckError> {
     const TIMEOUT: Duration = Duration::from_secs(2);
+    /// Reports are shorter by far.
+    const MAX_BYTES: u64 = 1 << 20;
     let Listen::At(mut address) = listen else {
         return Err(SettingError::new("--listen", "off", "the address of the running process").into());
     };
@@ -136,18 +172,14 @@ pub fn check(listen: Listen) -> Result<(), CheckError> {
     let ask = || -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
-        stream.take(4096).read_to_string(&mut answer)?;
+        stream.take(MAX_BYTES).read_to_string(&mut answer)?;
         Ok(answer)
     };
-    let answer = ask().map_err(|source| CheckError::NoAnswer { address, source })?;
-    match answer.split_ascii_whitespace().nth(1) {
-        Some("200") => Ok(()),
-        _ => {
-            let answer = answer.lines().next().unwrap_or_default().to_owned();
-            Err(CheckError::Unhealthy { address, answer })
-        }
+    match ask() {
+        Ok(answer) => Ok((address, answer)),
+        Err(source) => Err(CheckError::NoAnswer { address, source }),
     }
 }
 
@@ -163,6 +195,7 @@ mod tests {
         etcd.failed("unreachable");
         let expected =
             serde_json::json!({ "ready": false, "conditions": { "docker": "ok", "etcd": "unreachable" } });
-        assert_eq!(report(&readiness.conditions()), expected);
+        let report = serde_json::to_value(report(&readiness.conditions())).expect("texts can be written");
+        assert_eq!(report, expected);
     }
 }

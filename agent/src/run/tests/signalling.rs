@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rollcall_shared::model::{
-    consumer::{ConsumerRecord, TargetRecord},
-    name::NodeName,
+    consumer::{ConsumerHome, ConsumerRecord, TargetRecord},
+    name::{ConsumerName, NodeName},
     selector::Selector,
     signal::{Ack, RequestedReceiver, Signal, SignalRequest},
 };
@@ -38,7 +38,8 @@ async fn put_consumer(store: &MemoryStore) {
     let delivery =
         Delivery { signal: Signal::HUP, to: Selector::label("role=proxy".parse().expect("a label")) };
     let targets = BTreeMap::from([(target().target, TargetRecord { delivery: Some(delivery) })]);
-    let record = ConsumerRecord { v: V1, claim: Claim::new("c1".to_owned(), 60), targets };
+    let claim = Claim::new("c1".to_owned(), 60);
+    let record = ConsumerRecord { v: V1, claim, container: None, targets };
     let key = keys().format(&Key::Consumer(target().consumer));
     write(store, Op::Put { key, value: codec::encode(&record) }).await;
 }
@@ -323,4 +324,31 @@ async fn while_a_signal_is_sent_an_agent_that_is_asked_to_stop_ends_at_once() {
     request(&store, 5, &[(&a, 1)]).await;
     assert_eq!(engine.calls(&Call::Kill(a.id.clone())), 1);
     assert_eq!(agent.stop().await, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_names_its_container_is_told_the_stack_of_it_and_nothing_else() {
+    let (mut own, mut forged) = (container("config"), container("forged"));
+    own.labels.insert("com.docker.compose.project".to_owned(), "shop".to_owned());
+    forged.labels.insert("com.docker.compose.project".to_owned(), "a\nb".to_owned());
+    let (store, engine) = (MemoryStore::new(), engine());
+    [&own, &forged].into_iter().for_each(|container| engine.put(container));
+    let _agent = Running::start(store.clone(), &engine);
+    let (keys, elsewhere) = (keys(), "ffffffffffff".parse().expect("an ID"));
+    let home = async |name: &str, container| {
+        let consumer: ConsumerName = name.parse().expect("a name");
+        let claim = Claim::new(name.to_owned(), 60);
+        let record = ConsumerRecord { v: V1, claim, container, targets: BTreeMap::new() };
+        let key = keys.format(&Key::Consumer(consumer.clone()));
+        let put = [Op::Put { key, value: codec::encode(&record) }];
+        store.commit(&put, None, None).await.expect("the store is up");
+        pass(AT_ONCE).await;
+        let key = keys.format(&Key::Home("h1".parse().expect("a name"), consumer));
+        let entry = store.get(&key).await.expect("the store is up")?;
+        Some(codec::decode::<ConsumerHome>(&entry.value).expect("a home").stack)
+    };
+    assert_eq!(home("c2", Some(own.short_id)).await, Some(Some("shop".to_owned())));
+    assert_eq!(home("c3", Some(forged.short_id)).await, Some(None), "its label stays in as well");
+    assert_eq!(home("c4", Some(elsewhere)).await, None);
+    assert_eq!(home("c5", None).await, None);
 }

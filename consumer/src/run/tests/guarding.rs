@@ -149,3 +149,58 @@ async fn a_file_that_someone_changes_while_it_is_held_is_told_of_and_put_back_af
     scene.file_has("10.0.0.1 8001").await;
     running.is_ready().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_selection_that_has_never_matched_empties_no_file_and_says_what_it_looks_for() {
+    let scene = Scene::new();
+    fs::write(scene.path("file"), "10.9.9.9 5432\n").expect("a file");
+    scene.put(1).await;
+    let wrong = "format = \"citus-workers\"\n[target.select]\nservice = \"wbe\"";
+    for _ in 0..2 {
+        let running = scene.start(wrong).await;
+        let reason = "it is not emptied without allow_empty: no instance has the service wbe; there are: web";
+        running.is_not_ready("target web", reason).await;
+        assert_eq!(scene.file(), "10.9.9.9 5432\n");
+        running.end().await;
+    }
+    let running = scene.start(&wrong.replace("wbe", "web")).await;
+    scene.file_has("10.0.0.1 8001").await;
+    running.is_ready().await;
+    pass().await;
+    running.end().await;
+    // What went while nobody looked, and had matched, empties it.
+    scene.delete(1).await;
+    let running = scene.start(&wrong.replace("wbe", "web")).await;
+    until(async || scene.file().is_empty().then_some(())).await;
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_may_be_emptied_at_once_where_that_is_allowed_and_one_without_content_is_written() {
+    let scene = Scene::new();
+    fs::write(scene.path("file"), "10.9.9.9 5432\n").expect("a file");
+    let running = scene.start("format = \"citus-workers\"\nallow_empty = true").await;
+    until(async || scene.file().is_empty().then_some(())).await;
+    running.is_ready().await;
+    running.end().await;
+    let running = scene.start("format = \"json\"").await;
+    scene.file_has("[]").await;
+    running.is_ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_and_a_dry_run_say_that_nothing_has_matched() {
+    let scene = Scene::new();
+    fs::write(scene.path("file"), "10.9.9.9 5432\n").expect("a file");
+    let (mut consumer, targets) = scene.ready("format = \"citus-workers\"").await;
+    let configs = scene.configs();
+    let failed = consumer.once(&configs, targets).await.expect_err("nothing matches").to_string();
+    assert!(failed.contains("no instance is registered at all"), "{failed}");
+    let (selections, _follower) = consumer.follow(&configs, None).await.expect("a store").expect("rows");
+    let Preview { text, outcome } = dry_run::preview(&configs[0], &selections[0], false).await;
+    assert_eq!(outcome.expect("it is held"), Outcome::Same);
+    assert!(text.contains("stays as it is: nothing has matched yet"), "{text}");
+    let Preview { outcome, .. } = dry_run::preview(&configs[0], &selections[0], true).await;
+    assert_eq!(outcome.expect("it has matched before"), Outcome::Changed);
+    assert_eq!(scene.file(), "10.9.9.9 5432\n");
+}

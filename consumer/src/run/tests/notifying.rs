@@ -1,6 +1,9 @@
 //! Whoever reads a file is notified of each change until it has taken it.
 
+use rollcall_shared::model::consumer::ConsumerHome;
+
 use super::*;
+use crate::roll::StackChoice;
 
 #[tokio::test(start_paused = true)]
 async fn a_change_is_installed_and_signalled_until_it_is_acked() {
@@ -225,7 +228,7 @@ async fn a_name_that_another_consumer_holds_stops_no_file() {
     let key = testing::keys().format(&Key::Consumer("c1".parse().expect("a name")));
     let mut claim = Claim::new("another state folder".to_owned(), 60);
     claim.host = "elsewhere".to_owned();
-    let record = ConsumerRecord { v: V1, claim, targets: BTreeMap::new() };
+    let record = ConsumerRecord { v: V1, claim, container: None, targets: BTreeMap::new() };
     let lease = scene.store.grant(LEASE.ttl).await.expect("a lease");
     let put = [Op::Put { key, value: codec::encode(&record) }];
     scene.store.commit(&put, Some(lease), None).await.expect("a claim");
@@ -280,4 +283,53 @@ async fn a_command_that_is_under_way_at_the_stop_is_waited_for_within_its_own_ti
     assert!(done.exists(), "it was broken off");
     drop(release);
     holding.await.expect("no panic").expect_err("nobody sends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_own_stack_is_asked_for_and_until_it_is_told_nothing_is_done() {
+    let (scene, own) = (Scene::new(), incarnation(7).container);
+    let mut plan = scene.plan("format = \"json\"\n[target.select]\nstack = \"own\"");
+    plan.targets[0].notify_stack = Some(StackChoice::OwnIfAny);
+    let mut consumer = scene.consumer();
+    let state = scene.open(&plan, &consumer).await.expect("a folder");
+    let mut targets = consumer.targets(&plan, &state);
+    let readiness = consumer.readiness.clone();
+    let asking = consumer.ask_own_stack(own, &plan, &mut targets, &state, false);
+    let agent = async {
+        let key = testing::keys().format(&Key::Consumer("c1".parse().expect("a name")));
+        let record = until(async || scene.store.get(&key).await.expect("it answers")).await;
+        let record: ConsumerRecord = codec::decode(&record.value).expect("a record");
+        assert_eq!(record.container, Some(own));
+        let reason = async || readiness.conditions().reason("own stack").map(str::to_owned);
+        let expected = "own stack is not known: expected an agent on this host, or --stack NAME";
+        until(async || reason().await.filter(|reason| reason == expected)).await;
+        let home = |number, stack: &str| ConsumerHome {
+            v: V1,
+            container: incarnation(number).container,
+            stack: Some(stack.to_owned()),
+        };
+        // One of an earlier run comes first.
+        for (node, home) in [("h1", home(6, "old")), ("h2", home(7, "shop"))] {
+            let key = Key::Home(name(node), "c1".parse().expect("a name"));
+            scene.write(key, codec::encode(&home)).await;
+        }
+    };
+    let (asked, ()) = tokio::join!(asking, agent);
+    let own = asked.expect("it is told").expect("nobody has stopped it");
+    let plan = plan.with_own_stack(own.as_deref()).expect("there is one");
+    assert_eq!(plan.targets[0].select.stack, Some(StackChoice::Named("shop".to_owned())));
+    assert!(!readiness.conditions().iter().any(|(part, _)| part == "own stack"), "it is done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_single_run_ends_where_nobody_tells_the_own_stack() {
+    let scene = Scene::new();
+    let plan = scene.plan("format = \"json\"\n[target.select]\nstack = \"own\"");
+    let mut consumer = scene.consumer();
+    let state = scene.open(&plan, &consumer).await.expect("a folder");
+    let mut targets = consumer.targets(&plan, &state);
+    let own = incarnation(7).container;
+    let failed = consumer.ask_own_stack(own, &plan, &mut targets, &state, true).await;
+    let failed = failed.expect_err("nobody tells").to_string();
+    assert_eq!(failed, "own stack is not known: expected an agent on this host, or --stack NAME");
 }

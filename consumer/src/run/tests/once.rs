@@ -43,7 +43,7 @@ async fn once_tells_of_every_target_that_failed_and_of_a_name_that_is_held() {
     scene.put(1).await;
     let key = testing::keys().format(&Key::Consumer("c1".parse().expect("a name")));
     let claim = Claim::new("another state folder".to_owned(), 60);
-    let record = ConsumerRecord { v: V1, claim, targets: BTreeMap::new() };
+    let record = ConsumerRecord { v: V1, claim, container: None, targets: BTreeMap::new() };
     let lease = scene.store.grant(LEASE.ttl * 10).await.expect("a lease");
     let put = [Op::Put { key, value: codec::encode(&record) }];
     scene.store.commit(&put, Some(lease), None).await.expect("a claim");
@@ -101,7 +101,7 @@ async fn a_dry_run_shows_what_would_change_checks_it_elsewhere_and_touches_nothi
     let plan = scene.plan(&format!("format = \"citus-workers\"\ncheck = {check:?}"));
     let mut consumer = scene.consumer();
     let (selections, _follower) = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
-    let preview = async || dry_run::preview(&plan.targets[0], &selections[0]).await;
+    let preview = async || dry_run::preview(&plan.targets[0], &selections[0], false).await;
     let Preview { text, outcome } = preview().await;
     assert_eq!(outcome.expect("it is checked"), Outcome::Changed);
     assert!(text.starts_with("--- /dev/null\n+++ ") && text.ends_with("\n+10.0.0.1 8001\n"), "{text}");
@@ -126,7 +126,7 @@ async fn a_dry_run_counts_the_loss_guard_in() {
     scene.delete(1).await;
     until(async || selections[0].borrow().is_empty().then_some(())).await;
     fs::write(scene.path("file"), "10.0.0.1 8001\n").expect("a file");
-    let Preview { text, outcome } = dry_run::preview(&plan.targets[0], &selections[0]).await;
+    let Preview { text, outcome } = dry_run::preview(&plan.targets[0], &selections[0], false).await;
     assert_eq!(outcome.expect("it is held"), Outcome::Same);
     assert!(text.starts_with("target web: ") && text.contains(" stays as it is: "), "{text}");
 }

@@ -31,25 +31,32 @@ pub enum Outcome {
     Changed,
 }
 
-/// What the target's file would become.
-pub async fn preview(target: &TargetConfig, selection: &watch::Receiver<Selection>) -> Preview {
+/// What the target's file would become. `has_matched` says whether an earlier run has found something that matches.
+pub async fn preview(
+    target: &TargetConfig,
+    selection: &watch::Receiver<Selection>,
+    has_matched: bool,
+) -> Preview {
     let mut text = String::new();
-    let outcome = look(target, selection, &mut text).await;
+    let outcome = look(target, selection, has_matched, &mut text).await;
     Preview { text, outcome }
 }
 
 async fn look(
     target: &TargetConfig,
     selection: &watch::Receiver<Selection>,
+    has_matched: bool,
     text: &mut String,
 ) -> Result<Outcome, FileError> {
     let now = Instant::now();
     let (mut renderer, installer) = worker::parts(target);
     worker::seed(&mut renderer, &installer);
-    let (changes, verdict) = {
+    let (changes, verdict, mismatch) = {
         let selection = selection.borrow();
         let verdict = selection.verdict(now);
-        (renderer.changes(&selection, &verdict), verdict)
+        let may_empty = has_matched || target.allow_empty;
+        let mismatch = if may_empty { None } else { selection.mismatch() };
+        (renderer.changes(&selection, &verdict), verdict, mismatch)
     };
     let mut say = |line: String| writeln!(text, "target {}: {line}", target.name).expect("a text takes it");
     let dest = target.file.dest.display();
@@ -62,6 +69,13 @@ async fn look(
     left_out.into_iter().for_each(|instance| say(format!("leaves out {instance}")));
     if keeps_hosts {
         say(worker::KEPT.to_owned());
+    }
+    if let Some(reason) = mismatch {
+        let is_held = installer.loses_content(&bytes)?;
+        say(if is_held { format!("{dest} stays as it is: {}", worker::unmatched(&reason)) } else { reason });
+        if is_held {
+            return Ok(Outcome::Same);
+        }
     }
     if !installer.differs(&bytes)? {
         say(format!("{dest} stays as it is"));

@@ -19,6 +19,7 @@ use crate::{
     state_dir::StateDir,
     target::{
         generation::Generation,
+        matched::Matched,
         state::{Acked, AppliedContent, Digest, TargetState},
     },
 };
@@ -31,6 +32,8 @@ pub(super) struct Worker {
     /// Kept where there is somebody to notify.
     state: Option<TargetState>,
     is_checked: bool,
+    /// What decides whether the file may be emptied; `None` where it always may.
+    matched: Option<Matched>,
     last_generation: Option<Generation>,
     /// The selection's step that the file shows.
     shown: u64,
@@ -76,6 +79,8 @@ struct Taken {
     changes: Changes,
     verdict: Verdict,
     started: Vec<Timestamp>,
+    /// Why nothing has ever matched, where that keeps the file from being emptied.
+    mismatch: Option<String>,
     step: u64,
 }
 
@@ -92,7 +97,7 @@ impl Worker {
         seed(&mut renderer, &installer);
         let state = target.file.notify.as_ref().map(|notify| {
             let subject = format!("{} and {notify}", target.file.dest.display());
-            TargetState::open(state_dir, &target.name, subject)
+            TargetState::open(state_dir.clone(), &target.name, subject)
         });
         installer.clear_leftovers();
         Self {
@@ -100,6 +105,7 @@ impl Worker {
             installer,
             state,
             is_checked: target.file.check.is_some(),
+            matched: (!target.allow_empty).then(|| Matched::open(state_dir, target)),
             last_generation: None,
             shown: 0,
             current: None,
@@ -110,7 +116,7 @@ impl Worker {
     /// Makes the file that the selection calls for, or stages it where it is to be checked.
     pub fn make(&mut self, selection: &watch::Receiver<Selection>, now: Instant) -> Result<Made, FileError> {
         self.renderer.look_again(now);
-        let Taken { changes, verdict, started, step } = self.take(&selection.borrow(), now);
+        let Taken { changes, verdict, started, mismatch, step } = self.take(&selection.borrow(), now);
         let found = self.installer.stamp();
         if let Some(Hold { until, reason }) = verdict.floor {
             let was_changed = self.current.as_ref().is_some_and(|current| current.stamp != found);
@@ -128,6 +134,12 @@ impl Worker {
             return Ok(Made::Done(Applied::Unchanged(self.shown_again(current, held, look_again, step))));
         }
         let Rendered { bytes, instances, left_out, keeps_hosts } = self.renderer.render(changes, now)?;
+        let is_held = mismatch.is_some() && self.installer.loses_content(&bytes)?;
+        metrics::gauge!("rollcall_consumer_unmatched", "target" => self.installer.target.to_string())
+            .set(f64::from(u8::from(is_held)));
+        if let Some(reason) = mismatch.filter(|_| is_held) {
+            return Ok(Made::Done(Applied::Held { until: None, reason: unmatched(&reason) }));
+        }
         let draft = Draft {
             digest: self.state.is_some().then(|| Digest::of(&bytes)),
             instances,
@@ -150,11 +162,16 @@ impl Worker {
         Ok(Made::Done(Applied::Written(self.install(draft, staged)?)))
     }
 
-    fn take(&self, selection: &Selection, now: Instant) -> Taken {
+    fn take(&mut self, selection: &Selection, now: Instant) -> Taken {
         let verdict = selection.verdict(now);
+        if let Some(matched) = self.matched.as_mut().filter(|_| selection.has_matched()) {
+            matched.on_match();
+        }
+        let never_matched = self.matched.as_ref().is_some_and(|matched| !matched.has_matched());
         Taken {
             changes: self.renderer.changes(selection, &verdict),
             started: selection.newer_than(self.shown).map(|row| row.instance.started_at).collect(),
+            mismatch: if never_matched { selection.mismatch() } else { None },
             step: selection.step(),
             verdict,
         }
@@ -191,6 +208,7 @@ impl Worker {
 
     /// The file is as the draft already. It may be a change of an earlier run.
     fn found(&mut self, draft: Draft, stamp: Option<Stamp>) -> Content {
+        self.matched.iter_mut().for_each(Matched::remember);
         let applied = self.state.as_ref().and_then(TargetState::applied);
         let known = applied.filter(|applied| Some(&applied.sha256) == draft.digest.as_ref());
         let Some(generation) = known.map(|applied| applied.generation) else {
@@ -228,6 +246,7 @@ impl Worker {
     /// Remembers what was acked.
     pub fn remember(&mut self, acked: Option<Acked>) -> Result<(), FileError> {
         self.replaced = None;
+        self.matched.iter_mut().for_each(Matched::remember);
         match &mut self.state {
             Some(state) => Ok(state.remember(acked.unwrap_or_default())?),
             None => Ok(()),
@@ -246,6 +265,11 @@ pub(super) fn seed(renderer: &mut Renderer, installer: &Installer) {
     if let Ok(Some(file)) = installer.installed() {
         renderer.seed(&file);
     }
+}
+
+/// What is said of a file that nothing has matched yet.
+pub(super) fn unmatched(reason: &str) -> String {
+    format!("nothing has matched yet, and it is not emptied without allow_empty: {reason}")
 }
 
 /// One line for what the format cannot express.

@@ -338,7 +338,7 @@ async fn after_a_restore_another_owners_old_record_is_waited_for() {
 async fn a_record_that_changes_is_put_under_the_same_lease_and_claim() {
     let store = MemoryStore::new();
     let claim = Claim::new("engine".to_owned(), LEASE.ttl.as_secs());
-    let record = ConsumerRecord { v: V1, claim, targets: BTreeMap::new() };
+    let record = ConsumerRecord { v: V1, claim, container: None, targets: BTreeMap::new() };
     let (name, readiness) = (("c1".to_owned(), KEY.to_owned()), Readiness::default());
     let (keeper, mut handle) =
         Keeper::new(Arc::new(store.clone()), name, record.clone(), LEASE, OnExit::Revoke, &readiness);

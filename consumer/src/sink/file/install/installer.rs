@@ -164,6 +164,14 @@ impl Installer {
         fs::metadata(&self.dest).ok().as_ref().map(Stamp::of)
     }
 
+    /// Whether the file has something in it that these bytes would replace.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn loses_content(&self, bytes: &[u8]) -> Result<bool, InstallError> {
+        Ok(self.installed()?.is_some_and(|found| !found.is_empty() && found != bytes))
+    }
+
     /// Whether the file has other bytes, or another mode or owner than it should have.
     ///
     /// # Errors

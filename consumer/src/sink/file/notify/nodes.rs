@@ -13,6 +13,7 @@ use rollcall_shared::{
     codec::{self, Value},
     keys::{Key, Keys},
     model::{
+        consumer::ConsumerHome,
         name::{ConsumerName, NodeName, TargetId, TargetName},
         signal::{Acks, Receivers},
     },
@@ -58,6 +59,7 @@ pub struct NodeReports {
     consumer: ConsumerName,
     readiness: Readiness,
     targets: TargetReports,
+    home: watch::Sender<Option<ConsumerHome>>,
     /// The watches of acks, by node.
     watches: BTreeMap<NodeName, AckWatch>,
     tasks: JoinSet<()>,
@@ -74,21 +76,53 @@ trait Report: Value {
     fn key(key: Key) -> Option<NodeTarget>;
 }
 
-impl Report for Receivers {
-    fn key(key: Key) -> Option<NodeTarget> {
-        match key {
-            Key::Receivers(node, target) => Some((node, target)),
-            _ => None,
-        }
-    }
-}
-
 impl Report for Acks {
     fn key(key: Key) -> Option<NodeTarget> {
         match key {
             Key::Acks(node, target) => Some((node, target)),
             _ => None,
         }
+    }
+}
+
+/// What is reported in the range of receivers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum About {
+    /// A target's receivers on a node.
+    Receivers(NodeTarget),
+    /// The container that a consumer runs in.
+    Home(NodeName, ConsumerName),
+}
+
+/// A report in the range of receivers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Said {
+    Receivers(Receivers),
+    Home(ConsumerHome),
+}
+
+/// Reads what is in the range of receivers.
+#[derive(Debug)]
+struct DecodeSaid(Keys);
+
+impl Decode for DecodeSaid {
+    type Key = About;
+    type Value = Said;
+
+    fn key(&self, key: &str) -> Result<About, String> {
+        match self.0.parse(key).map_err(|error| error.to_string())? {
+            Key::Receivers(node, target) => Ok(About::Receivers((node, target))),
+            Key::Home(node, consumer) => Ok(About::Home(node, consumer)),
+            _ => Err("it is another kind's key".to_owned()),
+        }
+    }
+
+    fn value(&self, about: &About, value: Vec<u8>) -> Result<Said, String> {
+        let said = match about {
+            About::Receivers(_) => codec::decode(&value).map(Said::Receivers),
+            About::Home(..) => codec::decode(&value).map(Said::Home),
+        };
+        said.map_err(|error| one_line(&error))
     }
 }
 
@@ -122,8 +156,9 @@ impl<R: Report> Decode for DecodeReport<R> {
 impl NodeReports {
     /// Reports for the targets of a consumer, those that it will have included.
     pub fn new(store: Arc<dyn Store>, keys: Keys, consumer: ConsumerName, readiness: Readiness) -> Self {
-        let (targets, watches, tasks) = (TargetReports::default(), BTreeMap::new(), JoinSet::new());
-        Self { store, keys, consumer, readiness, targets, watches, tasks }
+        let (targets, home) = (TargetReports::default(), watch::Sender::default());
+        let (watches, tasks) = (BTreeMap::new(), JoinSet::new());
+        Self { store, keys, consumer, readiness, targets, home, watches, tasks }
     }
 
     /// Where they are handed out.
@@ -131,15 +166,20 @@ impl NodeReports {
         self.targets.clone()
     }
 
+    /// What the agent of the consumer's host says of the container that the consumer runs in.
+    pub fn home(&self) -> watch::Receiver<Option<ConsumerHome>> {
+        self.home.subscribe()
+    }
+
     /// Runs until it is dropped.
     pub async fn run(mut self) {
         let part = self.readiness.part("receivers");
-        let decode = DecodeReport::<Receivers>::new(self.keys.clone());
+        let decode = DecodeSaid(self.keys.clone());
         let (reflector, updates) = Reflector::new(self.store.clone(), self.keys.receivers(), decode, part);
         tokio::join!(biased; reflector.run(), self.follow(updates));
     }
 
-    async fn follow(&mut self, mut updates: Updates<DecodeReport<Receivers>>) {
+    async fn follow(&mut self, mut updates: Updates<DecodeSaid>) {
         // As many as a watch may deliver before this reads them; past that the watch waits.
         let (sender, mut acked) = mpsc::channel(64);
         let mut receivers = Cache::new("receivers");
@@ -166,27 +206,37 @@ impl NodeReports {
 
     fn on_receivers(
         &mut self,
-        changes: Vec<Changed<NodeTarget, Receivers>>,
-        all: &Cache<NodeTarget, Receivers>,
+        changes: Vec<Changed<About, Said>>,
+        all: &Cache<About, Said>,
         acked: &mpsc::Sender<(NodeName, Update<NodeTarget, Acks>)>,
     ) {
-        let ours =
-            changes.into_iter().filter(|changed| changed.key.1.consumer == self.consumer).collect::<Vec<_>>();
-        if ours.is_empty() {
+        let mut are_ours = false;
+        for Changed { key, after, .. } in changes {
+            match (key, after.as_deref()) {
+                (About::Receivers((node, target)), after) if target.consumer == self.consumer => {
+                    are_ours = true;
+                    self.targets.of(&target.target).send_modify(|reports| match after {
+                        Some(Said::Receivers(receivers)) => {
+                            drop(reports.receivers.insert(node, receivers.clone()));
+                        }
+                        _ => drop(reports.receivers.remove(&node)),
+                    });
+                }
+                // One that goes says nothing new: a container stays in its stack.
+                (About::Home(_, consumer), Some(Said::Home(home))) if consumer == self.consumer => {
+                    self.home.send_replace(Some(home.clone()));
+                }
+                _ => {}
+            }
+        }
+        if !are_ours {
             return;
         }
-        for Changed { key: (node, target), after, .. } in ours {
-            self.targets.of(&target.target).send_modify(|reports| match after {
-                Some(receivers) => drop(reports.receivers.insert(node, (*receivers).clone())),
-                None => drop(reports.receivers.remove(&node)),
-            });
-        }
-        let nodes: BTreeSet<&NodeName> = all
-            .held()
-            .keys()
-            .filter(|(_, target)| target.consumer == self.consumer)
-            .map(|(node, _)| node)
-            .collect();
+        let node_of = |about| match about {
+            &About::Receivers((ref node, ref target)) if target.consumer == self.consumer => Some(node),
+            _ => None,
+        };
+        let nodes: BTreeSet<&NodeName> = all.held().keys().filter_map(node_of).collect();
         for node in
             nodes.iter().filter(|node| !self.watches.contains_key(**node)).cloned().collect::<Vec<_>>()
         {

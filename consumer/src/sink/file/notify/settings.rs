@@ -14,7 +14,8 @@ use rollcall_shared::{
 use serde::Deserialize;
 
 use crate::{
-    config::toml::{self, parsed},
+    config::toml::{self, one_or_many, parsed},
+    roll::StackChoice,
     sink::file::command::CommandLine,
 };
 
@@ -82,9 +83,14 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct RawNotify {
     /// A container by name.
     pub container: Option<ContainerName>,
-    /// Containers by label.
+    /// Containers by service.
+    pub service: Option<String>,
+    /// Containers by labels, all of which they must have.
+    #[serde(default, alias = "label", deserialize_with = "one_or_many")]
+    pub labels: Vec<LabelSelector>,
+    /// The stack that those containers belong to, or `own`.
     #[serde(default, deserialize_with = "parsed")]
-    pub label: Option<LabelSelector>,
+    pub stack: Option<StackChoice>,
     /// A process by its pid file.
     pub pid_file: Option<PathBuf>,
     /// The name that the process must have.
@@ -100,12 +106,18 @@ pub struct RawNotify {
 }
 
 impl RawNotify {
+    /// Whether it means containers by their service or labels, which a stack narrows.
+    pub fn is_by_label(&self) -> bool {
+        self.service.is_some() || !self.labels.is_empty()
+    }
+
     /// What it means.
     ///
     /// # Errors
     /// None or several of the ways to notify, or settings that do not go with the one that is given.
     pub fn parse(self) -> Result<Notify, SettingError> {
-        let Self { container, label, pid_file, process, command, signal, timeout } = self;
+        let by_label = self.is_by_label();
+        let Self { container, service, labels, stack, pid_file, process, command, signal, timeout } = self;
         if let (None, Some(timeout)) = (&command, timeout) {
             return Err(SettingError::new("notify.timeout", time::show(timeout), "notify.command beside it"));
         }
@@ -116,13 +128,25 @@ impl RawNotify {
             return Err(SettingError::new("notify.signal", signal, "it or notify.command, not both"));
         }
         let signal = signal.unwrap_or(Signal::HUP);
-        let one = "exactly one of container, label, pid_file and command";
-        match (container, label, pid_file, command) {
+        let one = "exactly one of container, service or labels, pid_file and command";
+        if let (false, Some(stack)) = (by_label, &stack) {
+            return Err(SettingError::new(
+                "notify.stack",
+                stack,
+                "notify.service or notify.labels beside it",
+            ));
+        }
+        match (container, by_label.then_some(service), pid_file, command) {
             (Some(container), None, None, None) => {
                 Ok(Notify::Signal(Delivery { signal, to: Selector::container(container) }))
             }
-            (None, Some(label), None, None) => {
-                Ok(Notify::Signal(Delivery { signal, to: Selector::label(label) }))
+            (None, Some(service), None, None) => {
+                // The own stack is filled in once it is known.
+                let stack = stack.as_ref().and_then(StackChoice::name).map(str::to_owned);
+                Ok(Notify::Signal(Delivery {
+                    signal,
+                    to: Selector { container: None, service, stack, labels },
+                }))
             }
             (None, None, Some(pid_file), None) => Ok(Notify::PidFile { pid_file, signal, process }),
             (None, None, None, Some(command)) => {
@@ -136,19 +160,28 @@ impl RawNotify {
 
 /// Whom to notify, by flags.
 #[derive(Debug, Clone, Default, clap::Args)]
+// A service and labels may be given together.
+#[command(group(clap::ArgGroup::new("notifier").multiple(true)))]
 pub struct NotifyFlags {
     /// Container to signal, on whichever host it runs
     #[arg(long, env = "ROLLCALL_NOTIFY_CONTAINER", value_name = "NAME", group = "notifier")]
     pub notify_container: Option<ContainerName>,
-    /// Label, or label and value, of the containers to signal
-    #[arg(long, env = "ROLLCALL_NOTIFY_LABEL", value_name = "LABEL[=VALUE]", group = "notifier")]
-    pub notify_label: Option<LabelSelector>,
+    /// Compose or Swarm service, or that of the label rollcall.service, whose containers are signalled
+    #[arg(long, env = "ROLLCALL_NOTIFY_SERVICE", value_name = "NAME", group = "notifier")]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(conflicts_with_all = ["notify_container", "notify_pid_file", "notify_command"])]
+    pub notify_service: Option<String>,
+    /// Label, or label and value, of the containers to signal; all that are given must match
+    #[arg(long, env = "ROLLCALL_NOTIFY_LABEL", value_name = "LABEL[=VALUE],...", value_delimiter = ',')]
+    #[arg(group = "notifier", conflicts_with_all = ["notify_container", "notify_pid_file", "notify_command"])]
+    pub notify_label: Vec<LabelSelector>,
     /// File with the ID of the process to signal
     #[arg(long, env = "ROLLCALL_NOTIFY_PID_FILE", value_name = "FILE", group = "notifier")]
+    #[arg(conflicts_with = "notify_container")]
     pub notify_pid_file: Option<PathBuf>,
     /// Command to run after the file has changed; run without a shell
     #[arg(long, env = "ROLLCALL_NOTIFY_COMMAND", value_name = "COMMAND", group = "notifier")]
-    #[arg(conflicts_with = "notify_signal")]
+    #[arg(conflicts_with_all = ["notify_signal", "notify_container", "notify_pid_file"])]
     pub notify_command: Option<CommandLine>,
     /// Signal to send [default: HUP]
     #[arg(long, env = "ROLLCALL_NOTIFY_SIGNAL", value_name = "SIGNAL", requires = "notifier")]
@@ -158,15 +191,18 @@ pub struct NotifyFlags {
 impl NotifyFlags {
     /// The same as it would be written in TOML, if anything of it is given.
     pub fn raw(&self) -> Option<RawNotify> {
-        let Self { notify_container, notify_label, notify_pid_file, notify_command, notify_signal } =
-            self.clone();
+        let Self { notify_container, notify_service, notify_label, .. } = self.clone();
+        let Self { notify_pid_file, notify_command, notify_signal, .. } = self.clone();
         let is_given = notify_container.is_some()
-            || notify_label.is_some()
+            || notify_service.is_some()
+            || !notify_label.is_empty()
             || notify_pid_file.is_some()
             || notify_command.is_some();
         is_given.then_some(RawNotify {
             container: notify_container,
-            label: notify_label,
+            service: notify_service,
+            labels: notify_label,
+            stack: None,
             pid_file: notify_pid_file,
             process: None,
             command: notify_command,
