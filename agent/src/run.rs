@@ -23,6 +23,7 @@ use crate::{
         prober::Exchange,
     },
     docker::{Docker, Engine},
+    exec::{ExecSettings, checks::DecodeCheck},
     inventory::{Watcher, watcher::InventoryReceiver},
     layout::LayoutSettings,
     registration::{
@@ -149,7 +150,7 @@ impl Agent {
         let node = policy.node.clone();
         let host = Host { engine, store: self.store, keys: self.keys, node, containers };
         let wiring = Wiring { host, readiness: self.readiness, sessions, inventory };
-        let reports = wiring.dispatch(self.settings.signals, &mut tasks);
+        let reports = wiring.dispatch(self.settings.signals, self.settings.exec, &mut tasks);
         wiring.register(policy, reports, checks, &mut tasks);
         tokio::select! {
             // The keeper ends by the token, in bounded time. Nothing else goes on meanwhile.
@@ -171,7 +172,7 @@ struct Wiring {
 
 impl Wiring {
     /// Spawns the dispatcher; gives what it wants registered.
-    fn dispatch(&self, settings: SignalSettings, tasks: &mut Tasks) -> ReportsReceiver {
+    fn dispatch(&self, settings: SignalSettings, exec: ExecSettings, tasks: &mut Tasks) -> ReportsReceiver {
         let Host { store, keys, node, engine: _, containers: _ } = &self.host;
         let part = self.readiness.part("consumers");
         let decode = DecodeConsumer(keys.clone());
@@ -180,15 +181,20 @@ impl Wiring {
         let decode = DecodeRequest(keys.clone());
         let (request_reflector, requests) =
             Reflector::new(store.clone(), keys.signals_to(node), decode, part);
+        let part = self.readiness.part("check requests");
+        let decode = DecodeCheck(keys.clone());
+        let (check_reflector, checks) = Reflector::new(store.clone(), keys.checks_of(node), decode, part);
         let (sessions, inventory) = (self.sessions.clone(), self.inventory.clone());
-        let inputs = signals::dispatcher::Inputs { sessions, inventory, consumers, requests };
-        let (dispatcher, reports) = Dispatcher::new(self.host.clone(), settings, inputs, &self.readiness);
+        let inputs = signals::dispatcher::Inputs { sessions, inventory, consumers, requests, checks };
+        let (dispatcher, reports) =
+            Dispatcher::new(self.host.clone(), settings, exec, inputs, &self.readiness);
         tasks.spawn("dispatcher", async move {
             tokio::select! {
                 // In one task, so that a request is handed on without waking another. None of them ends by itself.
                 biased;
                 () = request_reflector.run() => {}
                 () = consumer_reflector.run() => {}
+                () = check_reflector.run() => {}
                 () = dispatcher.run() => {}
             }
         });
@@ -208,6 +214,7 @@ impl Wiring {
             acks: observe(Kind::Acks),
             instances: observe(Kind::Instances),
             receivers: observe(Kind::Receivers),
+            verdicts: observe(Kind::Verdicts),
             layouts: LayoutUpdates(
                 layouts.layouts().into_iter().map(Kind::Layout).map(|kind| (kind, observe(kind))).collect(),
             ),

@@ -3,6 +3,7 @@
 use crate::{
     checks::CheckSettings,
     docker::DockerSettings,
+    exec::ExecSettings,
     registration::{FilterSettings, NodeSettings},
     signals::SignalSettings,
 };
@@ -25,4 +26,7 @@ pub struct Settings {
     /// Which signals are delivered.
     #[command(flatten)]
     pub signals: SignalSettings,
+    /// Which commands may be run in containers.
+    #[command(flatten)]
+    pub exec: ExecSettings,
 }

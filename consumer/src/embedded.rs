@@ -6,12 +6,13 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rollcall_agent::{
     AddressMode, Agent, LayoutSettings, Port,
+    exec::AllowedCommand,
     registration::{self, address::Readers},
     signals::Allowed,
 };
 use rollcall_shared::{
     keys::Keys,
-    model::{instance::Protocol, signal::Delivery},
+    model::{check::CheckRule, instance::Protocol, signal::Delivery},
     process::{
         readiness::{Condition, Readiness},
         setting::SettingError,
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{CITUS_PORT, Plan, TargetConfig},
-    sink::file::notify::Notify,
+    sink::file::{Check, notify::Notify},
 };
 
 /// The agent within this process.
@@ -35,7 +36,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// An agent for the plan: it lets out the labels that the targets select by, and allows the signals that they send.
+    /// An agent for the plan: it lets out the labels that the targets select by, and allows the signals that they send and the
+    /// checks that they have run.
     /// Nobody else can read its store.
     pub fn new(
         mut settings: rollcall_agent::Settings,
@@ -54,6 +56,7 @@ impl Embedded {
         }
         let deliveries = plan.targets.iter().filter_map(delivery).cloned();
         settings.signals.allow.extend(deliveries.map(Allowed::from));
+        settings.exec.commands.extend(plan.targets.iter().filter_map(check).map(AllowedCommand::from));
         Self { settings, lease, wait }
     }
 
@@ -90,7 +93,8 @@ impl Embedded {
 /// Checks that the agent that was started for one plan serves another as well.
 ///
 /// # Errors
-/// A target that selects by a label which that agent keeps to itself, or sends a signal which it does not allow.
+/// A target that selects by a label which that agent keeps to itself, or sends a signal or has a check run which it does not
+/// allow.
 pub fn check_reload(first: &Plan, plan: &Plan) -> Result<(), SettingError> {
     let labels = |plan: &Plan| -> BTreeSet<String> {
         let all = plan.targets.iter().flat_map(|target| &target.select.labels);
@@ -99,6 +103,10 @@ pub fn check_reload(first: &Plan, plan: &Plan) -> Result<(), SettingError> {
     let expected = "a restart: without etcd, the agent within this process was started without it";
     if let Some(label) = labels(plan).difference(&labels(first)).next() {
         return Err(SettingError::new("select.labels", label, expected));
+    }
+    let checks: Vec<CheckRule> = first.targets.iter().filter_map(check).collect();
+    if let Some(check) = plan.targets.iter().filter_map(check).find(|check| !checks.contains(check)) {
+        return Err(SettingError::new("check", AllowedCommand::from(check), expected));
     }
     let known: Vec<&Delivery> = first.targets.iter().filter_map(delivery).collect();
     match plan.targets.iter().filter_map(delivery).find(|delivery| !known.contains(delivery)) {
@@ -113,6 +121,11 @@ pub fn delivery(target: &TargetConfig) -> Option<&Delivery> {
         Some(Notify::Signal(delivery)) => Some(delivery),
         Some(Notify::PidFile { .. } | Notify::Command { .. }) | None => None,
     }
+}
+
+/// The containers in which a target has its files checked, if it has.
+fn check(target: &TargetConfig) -> Option<CheckRule> {
+    target.file.check.as_ref().and_then(Check::rule)
 }
 
 /// Waits until the agent has registered what runs: before that the empty store says nothing.

@@ -343,7 +343,7 @@ impl Consumer {
     fn claim(&mut self, consumer: ConsumerName, targets: &Targets, state: Arc<StateDir>) {
         let (store, keys, part) = (self.store.clone(), self.keys.clone(), self.readiness.part("requests"));
         let requests =
-            RequestWriter::new(store.clone(), keys.clone(), consumer.clone(), targets.requests(), part);
+            RequestWriter::new(store.clone(), keys.clone(), consumer.clone(), targets.requested(), part);
         let span = tracing::info_span!("session", %consumer);
         let (lease, readiness, record) = (self.lease, self.readiness.clone(), targets.record());
         let claim = ConsumerClaim { store, keys, consumer, record, lease, readiness, requests };

@@ -10,7 +10,10 @@ use rollcall_shared::{
     },
     process::{cli::Failure, readiness::Readiness},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
 
@@ -19,13 +22,15 @@ use crate::{
     embedded,
     roll::Selection,
     sink::file::{
-        FileSink,
+        Check, FileSink,
+        check::{ContainerChecker, Place, container::Surroundings},
         notify::{
             Notifier, NotifierHandle, Notify,
             command::CommandNotifier,
             nodes::{NodeReports, TargetReports},
             notifier::Attempt,
             pid_file::PidFileNotifier,
+            requests::{AllChecks, Requested},
             signal::{AllRequests, SignalNotifier},
         },
     },
@@ -45,10 +50,14 @@ pub struct Targets {
     stop: CancellationToken,
     readiness: Readiness,
     reports: TargetReports,
-    /// Runs once there is a target that signals containers, or the consumer's own stack is asked for.
+    /// Runs once there is a target that has containers signalled or files checked in them, or the consumer's own stack
+    /// is asked for.
     node_reports: Option<NodeReports>,
     home: watch::Receiver<Option<ConsumerHome>>,
     requests: watch::Sender<AllRequests>,
+    checks: watch::Sender<AllChecks>,
+    /// Since when agents can know of this consumer.
+    session: watch::Sender<Option<Instant>>,
     /// What the consumer says of itself.
     record: watch::Sender<ConsumerRecord>,
     opened: BTreeMap<TargetName, Opened>,
@@ -99,6 +108,8 @@ impl Targets {
             home: node_reports.home(),
             node_reports: Some(node_reports),
             requests: watch::Sender::default(),
+            checks: watch::Sender::default(),
+            session: watch::Sender::default(),
             record: watch::Sender::new(record),
             opened: BTreeMap::new(),
             stopped: Vec::new(),
@@ -107,8 +118,12 @@ impl Targets {
     }
 
     /// What is to be requested of the agents.
-    pub fn requests(&self) -> watch::Receiver<AllRequests> {
-        self.requests.subscribe()
+    pub fn requested(&self) -> Requested {
+        Requested {
+            signals: self.requests.subscribe(),
+            checks: self.checks.subscribe(),
+            session: self.session.clone(),
+        }
     }
 
     /// What the consumer says of itself, its targets among it.
@@ -118,9 +133,12 @@ impl Targets {
 
     /// Says which targets the consumer has, so that agents look for their receivers.
     pub fn declare(&self, targets: &[TargetConfig]) {
-        let delivery = |target: &TargetConfig| TargetRecord { delivery: embedded::delivery(target).cloned() };
+        let record = |target: &TargetConfig| TargetRecord {
+            delivery: embedded::delivery(target).cloned(),
+            check: target.file.check.as_ref().and_then(Check::rule),
+        };
         let targets: BTreeMap<_, _> =
-            targets.iter().map(|target| (target.name.clone(), delivery(target))).collect();
+            targets.iter().map(|target| (target.name.clone(), record(target))).collect();
         self.record.send_if_modified(|record| {
             let is_modified = record.targets != targets;
             record.targets = targets;
@@ -187,7 +205,8 @@ impl Targets {
         let notifier = notify.map(|notify| self.notifier(supervisor, opened, notify));
         let part = self.readiness.part(format!("target {}", config.name));
         let (name, pacer) = (config.name.clone(), Pacer::new(config.pace));
-        let sink = Box::new(sink.tracked(opened.tasks.clone()));
+        let checker = self.checker(supervisor, config);
+        let sink = Box::new(sink.tracked(opened.tasks.clone()).checked_by(checker));
         Target::new(name, selection, sink, pacer, config.reconcile, notifier, part)
     }
 
@@ -236,6 +255,27 @@ impl Targets {
         opened.spawn(supervisor, "target", target.run(opened.stop.clone()));
     }
 
+    /// What has a target's files checked in containers, where that is wanted.
+    fn checker(&mut self, supervisor: &mut Supervisor, config: &TargetConfig) -> Option<ContainerChecker> {
+        let check = config.file.check.as_ref()?;
+        let Place::Containers { to: _, dir } = &check.place else { return None };
+        self.follow_nodes(supervisor);
+        let surroundings = Surroundings {
+            reports: self.reports.subscribe(&config.name),
+            checks: self.checks.clone(),
+            session: self.session.subscribe(),
+        };
+        let (name, dir) = (config.name.clone(), dir.clone());
+        Some(ContainerChecker::new(name, check.rule()?, dir, check.timeout, surroundings))
+    }
+
+    /// Follows what the nodes say, from the first target on that asks them for something.
+    fn follow_nodes(&mut self, supervisor: &mut Supervisor) {
+        if let Some(reports) = self.node_reports.take() {
+            supervisor.spawn_background("reports of the nodes", reports.run());
+        }
+    }
+
     /// Starts a target's notifier, which ends with its target, once the attempt that is under way is over.
     fn notifier(&mut self, supervisor: &mut Supervisor, of: &Opened, notify: &Notify) -> NotifierHandle {
         let config = &of.config;
@@ -244,7 +284,7 @@ impl Targets {
         let (target, part) = (config.name.clone(), self.readiness.part(format!("notify {}", config.name)));
         let attempt = match notify.clone() {
             Notify::Signal(rule) => {
-                self.watch_reports(supervisor);
+                self.follow_nodes(supervisor);
                 let (reports, requests) = (self.reports.subscribe(&target), self.requests.clone());
                 let all = self.requests.clone();
                 let (name, process_stop) = (target.clone(), self.stop.clone());

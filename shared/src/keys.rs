@@ -9,8 +9,10 @@
 //! <prefix>/receivers/<node>/<consumer>             ConsumerHome    agent
 //! <prefix>/receivers/<node>/<consumer>/<target>    Receivers       agent
 //! <prefix>/acks/<node>/<consumer>/<target>         Acks            agent
+//! <prefix>/verdicts/<node>/<consumer>/<target>     Verdicts        agent
 //! <prefix>/consumers/<consumer>                    ConsumerRecord  consumer
 //! <prefix>/signals/<node>/<consumer>/<target>      SignalRequest   consumer
+//! <prefix>/checks/<node>/<consumer>/<target>       CheckRequest    consumer
 //! ```
 
 use std::{fmt, str::FromStr};
@@ -40,6 +42,10 @@ pub enum Key {
     Consumer(ConsumerName),
     /// A target's request to a node.
     Signal(NodeName, TargetId),
+    /// A target's request to a node to have a file checked.
+    Check(NodeName, TargetId),
+    /// A node's verdicts on a target's files.
+    Verdicts(NodeName, TargetId),
 }
 
 /// A text that is not a key of ours.
@@ -92,6 +98,8 @@ impl Keys {
             Key::Acks(node, target) => format!("{prefix}/acks/{node}/{target}"),
             Key::Consumer(consumer) => format!("{prefix}/consumers/{consumer}"),
             Key::Signal(node, target) => format!("{prefix}/signals/{node}/{target}"),
+            Key::Check(node, target) => format!("{prefix}/checks/{node}/{target}"),
+            Key::Verdicts(node, target) => format!("{prefix}/verdicts/{node}/{target}"),
         }
     }
 
@@ -125,6 +133,12 @@ impl Keys {
             ["consumers", consumer] => Key::Consumer(consumer.parse().ok()?),
             ["signals", node, consumer, target] => {
                 Key::Signal(node.parse().ok()?, target_id(consumer, target)?)
+            }
+            ["checks", node, consumer, target] => {
+                Key::Check(node.parse().ok()?, target_id(consumer, target)?)
+            }
+            ["verdicts", node, consumer, target] => {
+                Key::Verdicts(node.parse().ok()?, target_id(consumer, target)?)
             }
             _ => return None,
         })
@@ -171,6 +185,21 @@ impl Keys {
         self.folder(&format!("signals/{node}"))
     }
 
+    /// The checks that a node is asked for.
+    pub fn checks_of(&self, node: &NodeName) -> KeyRange {
+        self.folder(&format!("checks/{node}"))
+    }
+
+    /// A node's verdicts.
+    pub fn verdicts_of(&self, node: &NodeName) -> KeyRange {
+        self.folder(&format!("verdicts/{node}"))
+    }
+
+    /// A node's verdicts for one consumer.
+    pub fn verdicts_to(&self, node: &NodeName, consumer: &ConsumerName) -> KeyRange {
+        self.folder(&format!("verdicts/{node}/{consumer}"))
+    }
+
     fn folder(&self, path: &str) -> KeyRange {
         KeyRange::folder(format!("{}/{path}/", self.prefix))
     }
@@ -207,6 +236,8 @@ mod tests {
             (name(), target_id()).prop_map(|(node, target)| Key::Acks(node, target)),
             name().prop_map(Key::Consumer),
             (name(), target_id()).prop_map(|(node, target)| Key::Signal(node, target)),
+            (name(), target_id()).prop_map(|(node, target)| Key::Check(node, target)),
+            (name(), target_id()).prop_map(|(node, target)| Key::Verdicts(node, target)),
         ]
     }
 

@@ -51,11 +51,15 @@ fn a_second_run_of_the_script_adds_a_node_and_a_star_gives_all_nodes() -> Result
     etcd.enable_auth("root")?;
     let ctl = |name: &str| etcd.ctl().as_user(&format!("rollcall-consumer-{name}"), PASSWORD);
     for node in ["h1", "h2", "h3"] {
-        ctl("c1").put(&format!("/rollcall/signals/{node}/c1/default"), "x")?;
-        refuses_writes(&etcd, "rollcall-consumer-c3", &format!("signals/{node}/c3/default"));
+        for kind in ["signals", "checks"] {
+            ctl("c1").put(&format!("/rollcall/{kind}/{node}/c1/default"), "x")?;
+            refuses_writes(&etcd, "rollcall-consumer-c3", &format!("{kind}/{node}/c3/default"));
+        }
     }
-    refuses_writes(&etcd, "rollcall-consumer-c1", "signals/h4/c1/default");
-    ctl("c2").put("/rollcall/signals/h4/c2/default", "x")?;
+    for kind in ["signals", "checks"] {
+        refuses_writes(&etcd, "rollcall-consumer-c1", &format!("{kind}/h4/c1/default"));
+        ctl("c2").put(&format!("/rollcall/{kind}/h4/c2/default"), "x")?;
+    }
     Ok(())
 }
 
@@ -93,8 +97,10 @@ fn an_agent_and_a_consumer_work_under_their_roles_and_foreign_writes_are_refused
         "instances/h2/0123456789ab/80-tcp",
         "receivers/h2/c1/default",
         "acks/h2/c1/default",
+        "verdicts/h2/c1/default",
         "signals/h1/c1/default",
         "signals/h2/c1/default",
+        "checks/h1/c1/default",
         "consumers/c1",
     ];
     let foreign_to_consumer = [
@@ -102,10 +108,13 @@ fn an_agent_and_a_consumer_work_under_their_roles_and_foreign_writes_are_refused
         "consumers/c1x",
         "signals/h1/c2/default",
         "signals/h2/c1/default",
+        "checks/h1/c2/default",
+        "checks/h2/c1/default",
         "nodes/h1",
         "instances/h1/0123456789ab/80-tcp",
         "receivers/h1/c1/default",
         "acks/h1/c1/default",
+        "verdicts/h1/c1/default",
     ];
     for key in foreign_to_agent {
         refuses_writes(&etcd, "rollcall-agent-h1", key);

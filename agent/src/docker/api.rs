@@ -1,27 +1,33 @@
 //! The calls to a Docker engine.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use bollard::{
+    container::LogOutput,
     errors::Error,
-    models::SystemInfo,
-    query_parameters::{EventsOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptions},
+    exec::{StartExecOptions, StartExecResults},
+    models::{ExecConfig, ExecInspectResponse, SystemInfo},
+    query_parameters::{
+        ContainerArchiveInfoOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder,
+        ListContainersOptions,
+    },
 };
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use rollcall_shared::model::signal::Signal;
+use rollcall_shared::model::{check::MAX_SAID_BYTES, signal::Signal};
 
 use super::{
     client::Docker,
     decode::{decode_container, decode_event, decode_summary},
-    engine::{DockerError, Engine, Events},
+    engine::{DockerError, Engine, Events, Exec},
 };
 use crate::inventory::container::{Container, Summary};
 
 const READING_EVENTS: &str = "reading its events";
 const ASKING_FOR_ID: &str = "asking for its ID";
 const INSPECTING: &str = "inspecting a container";
+const RUNNING: &str = "running a command in a container";
 
 /// The events that change what is registered. Podman knows the end of a container as `died`.
 const ACTIONS: [&str; 10] =
@@ -30,6 +36,29 @@ const ACTIONS: [&str; 10] =
 impl Docker {
     async fn info(&self) -> Result<SystemInfo, DockerError> {
         self.api.info().await.map_err(|error| self.call_failed(ASKING_FOR_ID, error))
+    }
+}
+
+/// The beginning of each of a command's outputs.
+#[derive(Default)]
+struct Said {
+    errors: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Said {
+    fn take(&mut self, part: LogOutput) {
+        let (kept, message) = match part {
+            LogOutput::StdErr { message } => (&mut self.errors, message),
+            LogOutput::StdOut { message } | LogOutput::Console { message } => (&mut self.output, message),
+            LogOutput::StdIn { .. } => return,
+        };
+        let room = MAX_SAID_BYTES.saturating_sub(kept.len());
+        kept.extend_from_slice(&message[..message.len().min(room)]);
+    }
+
+    fn first(self) -> Vec<u8> {
+        if self.errors.trim_ascii().is_empty() { self.output } else { self.errors }
     }
 }
 
@@ -88,5 +117,46 @@ impl Engine for Docker {
         let options = KillContainerOptionsBuilder::default().signal(&signal.number().to_string()).build();
         let sent = self.api.kill_container(id, Some(options)).await;
         sent.map_err(|error| self.call_failed("sending a signal", error))
+    }
+
+    async fn sees(&self, id: &str, path: &str) -> Result<bool, DockerError> {
+        let options = ContainerArchiveInfoOptionsBuilder::default().path(path).build();
+        match self.api.get_container_archive_info(id, Some(options)).await {
+            Ok(_) => Ok(true),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(false),
+            Err(error) => Err(self.call_failed("looking for a file in a container", error)),
+        }
+    }
+
+    async fn exec(&self, id: &str, words: &[String], timeout: Duration) -> Result<Exec, DockerError> {
+        let config = ExecConfig {
+            cmd: Some(words.to_vec()),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            ..ExecConfig::default()
+        };
+        let failed = |error| self.call_failed(RUNNING, error);
+        let exec = self.api.create_exec(id, config).await.map_err(failed)?.id;
+        let mut said = Said::default();
+        let run = async {
+            let started = self.api.start_exec(&exec, None::<StartExecOptions>).await?;
+            if let StartExecResults::Attached { mut output, input: _ } = started {
+                while let Some(part) = output.next().await {
+                    said.take(part?);
+                }
+            }
+            Ok(())
+        };
+        let is_late = match tokio::time::timeout(timeout, run).await {
+            Ok(ended) => ended.map(|()| false).map_err(failed)?,
+            Err(_) => true,
+        };
+        let ExecInspectResponse { exit_code, pid, running, .. } =
+            self.api.inspect_exec(&exec).await.map_err(failed)?;
+        match exit_code {
+            Some(exit_code) if running != Some(true) => Ok(Exec::Ended { exit_code, output: said.first() }),
+            _ if is_late => Ok(Exec::Unfinished { pid: pid.and_then(|pid| pid.try_into().ok()) }),
+            _ => Err(self.failed(RUNNING, "it has closed its output and goes on")),
+        }
     }
 }

@@ -59,4 +59,27 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
 
     /// Has the engine send a signal to a container's first process.
     async fn kill(&self, id: &str, signal: Signal) -> Result<(), DockerError>;
+
+    /// Whether a container has something at this path, by its own view of its mounts.
+    async fn sees(&self, id: &str, path: &str) -> Result<bool, DockerError>;
+
+    /// Runs a command in a container, as the container's own user, without a shell and without input.
+    async fn exec(&self, id: &str, words: &[String], timeout: Duration) -> Result<Exec, DockerError>;
+}
+
+/// What became of a command in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exec {
+    /// It has ended.
+    Ended {
+        /// How.
+        exit_code: i64,
+        /// The beginning of what it wrote to its standard error, or else to its standard output.
+        output: Vec<u8>,
+    },
+    /// It has not ended within its time, and goes on.
+    Unfinished {
+        /// Its process, in Docker's PID namespace.
+        pid: Option<i32>,
+    },
 }

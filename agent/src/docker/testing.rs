@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use rollcall_shared::model::signal::Signal;
 use tokio::sync::{mpsc, watch};
 
-use super::engine::{DockerError, Engine, Events};
+use super::engine::{DockerError, Engine, Events, Exec};
 use crate::inventory::container::{Action, Container, Event, FullId, Summary};
 
 /// An engine that is scripted. Clones share it.
@@ -39,6 +40,10 @@ struct State {
     never_inspected: BTreeSet<FullId>,
     refused_kills: BTreeSet<FullId>,
     kills: Vec<(String, Signal)>,
+    execs: Vec<(String, Vec<String>)>,
+    /// What a command says and how it ends, by its words; others say nothing and end well.
+    ends: BTreeMap<String, (i64, String)>,
+    unseen: BTreeSet<String>,
     calls: BTreeMap<Call, usize>,
 }
 
@@ -51,6 +56,8 @@ pub(crate) enum Call {
     Inspect,
     /// A signal to this container.
     Kill(FullId),
+    /// A command in this container.
+    Exec(FullId),
 }
 
 impl ScriptedEngine {
@@ -152,6 +159,21 @@ impl ScriptedEngine {
         self.lock().kills.clone()
     }
 
+    /// The commands that it has begun: each container's name, and the words.
+    pub(crate) fn execs(&self) -> Vec<(String, Vec<String>)> {
+        self.lock().execs.clone()
+    }
+
+    /// Has a command end like this from now on.
+    pub(crate) fn set_end(&self, words: &str, exit_code: i64, said: &str) {
+        self.lock().ends.insert(words.to_owned(), (exit_code, said.to_owned()));
+    }
+
+    /// Has no container see this path.
+    pub(crate) fn hide(&self, path: &str) {
+        self.lock().unseen.insert(path.to_owned());
+    }
+
     /// How often it was asked for something.
     pub(crate) fn calls(&self, call: &Call) -> usize {
         self.lock().calls.get(call).copied().unwrap_or_default()
@@ -229,5 +251,22 @@ impl Engine for ScriptedEngine {
         }
         state.kills.push((name, signal));
         Ok(())
+    }
+
+    async fn sees(&self, _: &str, path: &str) -> Result<bool, DockerError> {
+        Ok(!self.lock().unseen.contains(path))
+    }
+
+    async fn exec(&self, id: &str, words: &[String], timeout: Duration) -> Result<Exec, DockerError> {
+        let name = self.lock().containers.get(id).map(|container| container.name.to_string());
+        let name = name.ok_or_else(|| failed("running a command", "no such container"))?;
+        self.lock().execs.push((name, words.to_vec()));
+        let taken = self.take(Call::Exec(id.into()), "running a command");
+        match tokio::time::timeout(timeout, taken).await {
+            Err(_) => return Ok(Exec::Unfinished { pid: None }),
+            Ok(taken) => taken?,
+        }
+        let (exit_code, said) = self.lock().ends.get(&words.join(" ")).cloned().unwrap_or_default();
+        Ok(Exec::Ended { exit_code, output: said.into_bytes() })
     }
 }

@@ -21,13 +21,15 @@ pub enum Kind {
     Instances,
     /// Its receivers.
     Receivers,
+    /// Its verdicts.
+    Verdicts,
     /// What it writes in a layout, among the keys of others.
     Layout(Layout),
 }
 
 impl Kind {
     /// Every kind of Rollcall's own keys, in the order of the keys: below their folders nobody else writes.
-    pub const OWN: [Kind; 3] = [Kind::Acks, Kind::Instances, Kind::Receivers];
+    pub const OWN: [Kind; 4] = [Kind::Acks, Kind::Instances, Kind::Receivers, Kind::Verdicts];
 
     fn range(self, keys: &Keys, node: &NodeName, layouts: &LayoutSettings) -> KeyRange {
         match self {
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Acks => keys.acks_of(node),
             Kind::Instances => keys.instances_of(node),
             Kind::Receivers => keys.receivers_of(node),
+            Kind::Verdicts => keys.verdicts_of(node),
         }
     }
 
@@ -46,6 +49,7 @@ impl Kind {
             Kind::Layout(Layout::Containers) => "layout containers",
             Kind::Layout(Layout::Registrator) => "layout registrator",
             Kind::Layout(Layout::Skydns) => "layout skydns",
+            Kind::Verdicts => "own verdicts",
         }
     }
 
@@ -133,7 +137,7 @@ impl Observed {
         let listed = self.0.iter().filter(|(_, range)| range.cache.position().is_some());
         let layouts = listed.filter_map(|(kind, range)| match kind {
             Kind::Layout(layout) => Some((*layout, range.cache.held())),
-            Kind::Acks | Kind::Instances | Kind::Receivers => None,
+            Kind::Acks | Kind::Instances | Kind::Receivers | Kind::Verdicts => None,
         });
         layouts.collect()
     }
@@ -245,7 +249,7 @@ pub(super) mod tests {
     #[test]
     fn a_listing_is_about_its_own_kind_and_all_of_them_are_needed() {
         let mut observed = written(5);
-        for kind in [Kind::Acks, Kind::Receivers] {
+        for kind in [Kind::Acks, Kind::Receivers, Kind::Verdicts] {
             observed.apply(kind, listing(&[], 9, Cause::First));
         }
         assert_eq!(values(&observed), [b"ours"]);

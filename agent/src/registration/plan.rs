@@ -19,13 +19,15 @@ use super::{
 };
 use crate::layout;
 
-/// What is to be registered of signals.
+/// What is to be registered of signals and checks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SignalReports {
-    /// The receivers.
+    /// The receivers and checkers.
     pub receivers: Values,
     /// The acks.
     pub acks: Values,
+    /// The verdicts of checks.
+    pub verdicts: Values,
 }
 
 /// What to do next.
@@ -117,6 +119,7 @@ impl Planner {
             Kind::Acks => self.reports.as_ref().map(|reports| &reports.acks),
             Kind::Instances => self.desired.values(),
             Kind::Receivers => self.reports.as_ref().map(|reports| &reports.receivers),
+            Kind::Verdicts => self.reports.as_ref().map(|reports| &reports.verdicts),
         }
     }
 }
@@ -265,7 +268,7 @@ mod tests {
         planner.observed.apply(Kind::Receivers, listing(&[(receivers, b"1", LEASE)], 2, Cause::Compacted));
         assert_eq!(writes(&mut planner).len(), 1, "the instance");
         let reports = Values::from([(acks.to_owned(), b"1".to_vec())]);
-        planner.reports = Some(Arc::new(SignalReports { acks: reports, receivers: Values::new() }));
+        planner.reports = Some(Arc::new(SignalReports { acks: reports, ..SignalReports::default() }));
         let ops = writes(&mut planner);
         assert!(matches!(&ops[..], [Op::Put { .. }, Op::Delete { key }] if key == receivers), "{ops:?}");
     }

@@ -62,6 +62,8 @@ pub struct Inputs {
     pub instances: Updates<Raw>,
     /// What the store has of the node's receivers.
     pub receivers: Updates<Raw>,
+    /// What the store has of the node's verdicts.
+    pub verdicts: Updates<Raw>,
     /// What the store has in the layouts.
     pub layouts: LayoutUpdates,
 }
@@ -161,6 +163,7 @@ impl Registrar {
                 (kind, update) = self.inputs.layouts.next() => {
                     self.planner.observed.apply(kind, update);
                 }
+                Some(update) = self.inputs.verdicts.recv() => self.planner.observed.apply(Kind::Verdicts, update),
                 () = recoveries.next() => self.planner.hasten(),
                 () = sleep_until(wake_at) => {}
             }

@@ -34,6 +34,7 @@ use crate::{
 };
 
 mod checking;
+mod executing;
 mod layouts;
 mod registering;
 mod signalling;

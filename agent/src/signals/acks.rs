@@ -1,31 +1,56 @@
-//! What became of the requests: the latest answer of each receiver to each target. Pure.
+//! What became of the requests: the latest answer of each container to each target. Pure.
 
 use std::collections::BTreeMap;
 
 use rollcall_shared::model::{
+    check::Verdict,
     name::TargetId,
     signal::{Ack, Incarnation, Receiver},
 };
 
 use super::policy::Candidates;
 
-/// The latest answers. They are kept as long as the container runs, so that nobody is signalled twice.
-#[derive(Debug, Default)]
-pub struct AckMemory(BTreeMap<TargetId, BTreeMap<Incarnation, Ack>>);
+/// The latest answers. They are kept as long as the container runs, so that nobody is signalled or asked twice.
+#[derive(Debug)]
+pub struct Answers<A>(BTreeMap<TargetId, BTreeMap<Incarnation, A>>);
 
-impl AckMemory {
+/// An answer to a request: an ack, or a verdict.
+pub trait ToRequest: Clone {
+    /// Which run of which container it is about.
+    fn incarnation(&self) -> Incarnation;
+}
+
+impl ToRequest for Ack {
+    fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+}
+
+impl ToRequest for Verdict {
+    fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+}
+
+impl<A> Default for Answers<A> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<A: ToRequest> Answers<A> {
     /// Takes an answer.
-    pub fn take(&mut self, target: TargetId, ack: Ack) {
-        self.0.entry(target).or_default().insert(ack.incarnation, ack);
+    pub fn take(&mut self, target: TargetId, answer: A) {
+        self.0.entry(target).or_default().insert(answer.incarnation(), answer);
     }
 
-    /// The last answer of a receiver to a target.
-    pub fn last(&self, target: &TargetId, incarnation: &Incarnation) -> Option<&Ack> {
+    /// The last answer of a container to a target.
+    pub fn last(&self, target: &TargetId, incarnation: &Incarnation) -> Option<&A> {
         self.0.get(target)?.get(incarnation)
     }
 
-    /// The last answers of a target's receivers, in their order.
-    pub fn of(&self, target: &TargetId, receivers: &[Receiver]) -> Vec<Ack> {
+    /// The last answers of a target's containers, in their order.
+    pub fn of(&self, target: &TargetId, receivers: &[Receiver]) -> Vec<A> {
         let last = |receiver: &Receiver| self.last(target, &receiver.incarnation).cloned();
         receivers.iter().filter_map(last).collect()
     }
@@ -36,10 +61,10 @@ impl AckMemory {
             // Docker may be away: the same runs may be there again when it is back.
             return;
         }
-        for acks in self.0.values_mut() {
-            acks.retain(|incarnation, _| candidates.contains_key(incarnation));
+        for answers in self.0.values_mut() {
+            answers.retain(|incarnation, _| candidates.contains_key(incarnation));
         }
-        self.0.retain(|_, acks| !acks.is_empty());
+        self.0.retain(|_, answers| !answers.is_empty());
     }
 }
 
@@ -66,8 +91,8 @@ mod tests {
     }
 
     /// A memory of one answer of the container.
-    fn memory(container: &Container) -> AckMemory {
-        let mut memory = AckMemory::default();
+    fn memory(container: &Container) -> Answers<Ack> {
+        let mut memory = Answers::default();
         let (incarnation, at) = (container.incarnation(), Timestamp::UNIX_EPOCH);
         memory.take(target(), Ack { incarnation, generation: 1, attempt: 1, failure: None, at });
         memory

@@ -16,7 +16,7 @@ use rollcall_shared::{
     model::{
         consumer::{ConsumerHome, ConsumerRecord, TargetRecord},
         name::{ConsumerName, ContainerName, NodeName, TargetId},
-        signal::{Acks, Incarnation, Receiver, Receivers, RequestedReceiver, Signal, SignalRequest},
+        signal::{Ack, Acks, Incarnation, Receiver, Receivers, RequestedReceiver, Signal, SignalRequest},
     },
     process::{
         backoff::Backoff,
@@ -26,12 +26,12 @@ use rollcall_shared::{
     },
     reflector::{Cache, Updates},
     session::keeper::SessionHandle,
-    store::{Entry, Store},
+    store::{Entry, KeyRange, Store},
 };
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{
-    acks::AckMemory,
+    acks::Answers,
     answer::{Answer, Outcome},
     decode::{DecodeConsumer, DecodeRequest},
     pidfd::ProcessHandles,
@@ -40,6 +40,7 @@ use super::{
 };
 use crate::{
     docker::Engine,
+    exec::{Checks, ExecSettings, checks::DecodeCheck},
     inventory::{
         Running, RunningContainers,
         container::{Container, FullId},
@@ -68,7 +69,9 @@ pub struct Dispatcher {
     candidates: Option<Candidates>,
     /// The receivers of each target that has some here.
     receivers: BTreeMap<TargetId, Vec<Receiver>>,
-    acks: AckMemory,
+    acks: Answers<Ack>,
+    /// The checks in containers, which have much in common with signals, and their lives.
+    checks: Checks,
     handles: ProcessHandles,
     /// The signals that Docker was asked to send.
     sending: JoinSet<Answer>,
@@ -105,6 +108,8 @@ pub struct Inputs {
     pub consumers: Updates<DecodeConsumer>,
     /// The requests to this node.
     pub requests: Updates<DecodeRequest>,
+    /// The checks that this node is asked for.
+    pub checks: Updates<DecodeCheck>,
 }
 
 impl Dispatcher {
@@ -112,11 +117,13 @@ impl Dispatcher {
     pub fn new(
         host: Host,
         settings: SignalSettings,
+        exec: ExecSettings,
         inputs: Inputs,
         readiness: &Readiness,
     ) -> (Self, ReportsReceiver) {
         let (reports, receiver) = watch::channel(None);
         let dispatcher = Self {
+            checks: Checks::new(host.engine.clone(), exec),
             host,
             settings,
             part: readiness.part(PART),
@@ -126,7 +133,7 @@ impl Dispatcher {
             requests: Cache::new("signal request"),
             candidates: None,
             receivers: BTreeMap::new(),
-            acks: AckMemory::default(),
+            acks: Answers::default(),
             handles: ProcessHandles::default(),
             sending: JoinSet::new(),
             in_flight: BTreeSet::new(),
@@ -144,12 +151,17 @@ impl Dispatcher {
         self.on_inventory();
         loop {
             let wake_at = self.deliver(Instant::now());
+            if let Some(candidates) = &self.candidates {
+                self.checks.begin(candidates);
+            }
             self.publish();
             self.log().await;
             tokio::select! {
                 // Every branch is cancel safe: channels, a set of tasks and a timer.
                 biased;
                 Some(update) = self.inputs.requests.recv() => drop(self.requests.apply(update)),
+                Some(update) = self.inputs.checks.recv() => self.checks.request(update),
+                () = self.checks.next() => {}
                 Some(sent) = self.sending.join_next() => {
                     self.on_answer(sent.expect("sending does not panic and is not aborted"));
                 }
@@ -176,10 +188,16 @@ impl Dispatcher {
 
     /// Reads the answers that the node has given before, so that a restarted agent signals nobody twice.
     async fn recall(&mut self) {
-        let range = self.host.keys.acks_of(&self.host.node);
+        let Host { keys, node, .. } = &self.host;
+        for range in [keys.acks_of(node), keys.verdicts_of(node)] {
+            self.recall_range(&range).await;
+        }
+    }
+
+    async fn recall_range(&mut self, range: &KeyRange) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
-            match self.host.store.list(&range).await {
+            match self.host.store.list(range).await {
                 Ok(listing) => return listing.entries.iter().for_each(|entry| self.recall_entry(entry)),
                 Err(error) => self.part.failed(one_line(&error)),
             }
@@ -188,7 +206,11 @@ impl Dispatcher {
     }
 
     fn recall_entry(&mut self, entry: &Entry) {
-        let Ok(Key::Acks(_, target)) = self.host.keys.parse(&entry.key) else { return };
+        let target = match self.host.keys.parse(&entry.key) {
+            Ok(Key::Acks(_, target)) => target,
+            Ok(Key::Verdicts(_, target)) => return self.checks.recall(&target, entry),
+            _ => return,
+        };
         // What cannot be read is replaced by what is answered from now on.
         let Ok(Acks { v: V1, acks }) = codec::decode::<Acks>(&entry.value) else { return };
         acks.into_iter().for_each(|ack| self.acks.take(target.clone(), ack));
@@ -200,6 +222,7 @@ impl Dispatcher {
         self.handles.retain(|id| running.contains_key(id));
         self.warned.retain(|id| running.contains_key(id));
         self.acks.retain(&candidates);
+        self.checks.retain(&candidates);
         self.candidates = Some(candidates);
         self.match_receivers();
     }
@@ -224,7 +247,7 @@ impl Dispatcher {
         let Some(candidates) = &self.candidates else { return };
         self.receivers.clear();
         for (consumer, record) in self.consumers.iter() {
-            for (target, TargetRecord { delivery }) in &record.targets {
+            for (target, TargetRecord { delivery, check: _ }) in &record.targets {
                 let Some(delivery) = delivery else { continue };
                 let receivers = policy::receivers(delivery, candidates, &self.settings.allow);
                 if !receivers.is_empty() {
@@ -233,6 +256,12 @@ impl Dispatcher {
                 }
             }
         }
+        let rules = self.consumers.iter().flat_map(|(consumer, record)| {
+            record.targets.iter().filter_map(|(target, TargetRecord { check, .. })| {
+                Some((TargetId { consumer: consumer.clone(), target: target.clone() }, check.as_ref()?))
+            })
+        });
+        self.checks.find(rules, candidates);
     }
 
     /// Delivers what is to be delivered now; gives when to look again.
@@ -330,14 +359,17 @@ impl Dispatcher {
     fn reports(&self) -> SignalReports {
         let Host { keys, node, .. } = &self.host;
         let mut reports = SignalReports::default();
-        for (target, receivers) in &self.receivers {
-            let acks = self.acks.of(target, receivers);
+        self.checks.report(keys, node, &mut reports);
+        let targets: BTreeSet<&TargetId> = self.receivers.keys().chain(self.checks.targets()).collect();
+        for target in targets {
+            let receivers = self.receivers.get(target).cloned().unwrap_or_default();
+            let acks = self.acks.of(target, &receivers);
             if !acks.is_empty() {
                 let key = keys.format(&Key::Acks(node.clone(), target.clone()));
                 reports.acks.insert(key, codec::encode(&Acks { v: V1, acks }));
             }
             let key = keys.format(&Key::Receivers(node.clone(), target.clone()));
-            let receivers = Receivers { v: V1, receivers: receivers.clone() };
+            let receivers = Receivers { v: V1, receivers, checkers: self.checks.checkers(target) };
             reports.receivers.insert(key, codec::encode(&receivers));
         }
         reports.receivers.extend(self.homes());

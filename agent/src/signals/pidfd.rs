@@ -53,6 +53,12 @@ impl Process {
     }
 }
 
+/// Kills a process of that number, if it is surely the container's; tells whether it did.
+pub fn kill_in(pid: i32, id: &str) -> bool {
+    let process = Pid::from_raw(pid).and_then(|pid| Process::of_container(pid, id));
+    process.is_some_and(|process| pidfd_send_signal(&process.handle, rustix::process::Signal::KILL).is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};

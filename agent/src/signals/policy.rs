@@ -80,7 +80,8 @@ pub fn forgotten_restart(container: &Container, signal: Signal) -> Option<Restar
     }
 }
 
-fn is_meant(container: &Container, to: &Selector) -> bool {
+/// Whether a selector means a container.
+pub(crate) fn is_meant(container: &Container, to: &Selector) -> bool {
     to.matches(&container.id, &container.name, &container.labels)
 }
 
@@ -90,13 +91,16 @@ fn refusal(container: &Container, signal: Signal, allowed: &[Allowed]) -> Option
 }
 
 fn refusal_words(container: &Container, signal: Signal) -> String {
-    let name = &container.name;
-    // The name of a Swarm task is another one tomorrow.
-    let lasting = container.labels.get(SWARM_SERVICE).map_or(name.as_str(), String::as_str);
+    let (name, lasting) = (&container.name, lasting_name(container));
     format!(
         "container {name} allows no {signal}: expected its label {SIGNAL_LABEL}={signal}, or --allow-signal \
          {signal}:{lasting} at the agent"
     )
+}
+
+/// What a setting names a container by: the name of a Swarm task is another one tomorrow.
+pub(crate) fn lasting_name(container: &Container) -> &str {
+    container.labels.get(SWARM_SERVICE).map_or(container.name.as_str(), String::as_str)
 }
 
 /// The containers that a target signals, in the order of their incarnations.

@@ -55,26 +55,39 @@ impl FromStr for Allowed {
             None => (text, None),
         };
         let signal = signal.parse().map_err(|error| format!("{error}"))?;
-        let to = match to {
-            None => vec![],
-            Some(label) if label.contains('=') => {
-                vec![Selector::label(label.parse().map_err(|error| format!("{error}"))?)]
-            }
-            Some(name) => {
-                let container = name.parse().map_err(|error| format!("{error}"))?;
-                vec![Selector::container(container), Selector::service(name)]
-            }
-        };
-        Ok(Self { signal, to })
+        Ok(Self { signal, to: to.map(containers).transpose()?.unwrap_or_default() })
+    }
+}
+
+/// The containers that a rule means: those with a label and its value, or those that have a name or are of a service of
+/// that name.
+///
+/// # Errors
+/// Neither a label nor a name.
+pub(crate) fn containers(text: &str) -> Result<Vec<Selector>, String> {
+    if text.contains('=') {
+        return Ok(vec![Selector::label(text.parse().map_err(|error| format!("{error}"))?)]);
+    }
+    let container = text.parse().map_err(|error| format!("{error}"))?;
+    Ok(vec![Selector::container(container), Selector::service(text)])
+}
+
+/// Shows what a rule allows, and the containers that it means.
+pub(crate) fn show_containers(
+    f: &mut fmt::Formatter<'_>,
+    what: &str,
+    preposition: &str,
+    to: &[Selector],
+) -> fmt::Result {
+    let to: Vec<String> = to.iter().map(Selector::to_string).collect();
+    match to.as_slice() {
+        [] => f.write_str(what),
+        to => write!(f, "{what} {preposition} {}", to.join(" or ")),
     }
 }
 
 impl fmt::Display for Allowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let to: Vec<String> = self.to.iter().map(Selector::to_string).collect();
-        match to.as_slice() {
-            [] => self.signal.fmt(f),
-            to => write!(f, "{} to {}", self.signal, to.join(" or ")),
-        }
+        show_containers(f, &self.signal.to_string(), "to", &self.to)
     }
 }

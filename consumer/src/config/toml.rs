@@ -26,6 +26,7 @@ use super::target::{RawTarget, TargetConfig};
 use crate::{
     roll::RawSelect,
     sink::file::{
+        check::settings::RawCheck,
         command::CommandLine,
         install::{Mode, Owner},
         notify::settings::RawNotify,
@@ -125,8 +126,7 @@ struct TargetTable {
     mode: Option<Mode>,
     #[serde(default, deserialize_with = "parsed")]
     owner: Option<Owner>,
-    #[serde(default, deserialize_with = "command")]
-    check: Option<CommandLine>,
+    check: Option<RawCheck>,
     #[serde(default, deserialize_with = "time")]
     check_timeout: Option<Duration>,
     notify: Option<RawNotify>,

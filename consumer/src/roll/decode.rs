@@ -65,9 +65,7 @@ impl Decode for RollDecode {
         match self.0.parse(key) {
             Ok(Key::Instance(id)) => Ok(RollKey::Instance(Arc::new(id))),
             Ok(Key::Node(node)) => Ok(RollKey::Node(node)),
-            Ok(Key::Home(..) | Key::Receivers(..) | Key::Acks(..) | Key::Consumer(_) | Key::Signal(..)) => {
-                Err("neither an instance's key nor a node's".to_owned())
-            }
+            Ok(_) => Err("neither an instance's key nor a node's".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{config::Cli, supervisor::SHUTDOWN_TIMEOUT, testing};
 
+mod checking;
 mod guarding;
 mod installing;
 mod notifying;
@@ -159,13 +160,8 @@ impl Scene {
     }
 
     /// Says as the agent of a node that these containers are receivers; one with a reason refuses.
-    async fn receivers(&self, node: &str, receivers: &[(u8, Option<&str>)]) {
-        let receiver = |(number, refused): &(u8, Option<&str>)| Receiver {
-            incarnation: incarnation(*number),
-            name: "proxy".parse().expect("a name"),
-            refused: refused.map(str::to_owned),
-        };
-        let receivers = Receivers { v: V1, receivers: receivers.iter().map(receiver).collect() };
+    async fn receivers(&self, node: &str, all: &[(u8, Option<&str>)]) {
+        let receivers = Receivers { v: V1, receivers: receivers(all), checkers: vec![] };
         self.write(Key::Receivers(name(node), target_id()), codec::encode(&receivers)).await;
     }
 
@@ -248,6 +244,16 @@ fn name(text: &str) -> NodeName {
 
 fn target_id() -> TargetId {
     TargetId { consumer: "c1".parse().expect("a name"), target: "web".parse().expect("a name") }
+}
+
+/// Containers by their numbers; one with a reason refuses.
+fn receivers(all: &[(u8, Option<&str>)]) -> Vec<Receiver> {
+    let receiver = |(number, refused): &(u8, Option<&str>)| Receiver {
+        incarnation: incarnation(*number),
+        name: "proxy".parse().expect("a name"),
+        refused: refused.map(str::to_owned),
+    };
+    all.iter().map(receiver).collect()
 }
 
 fn incarnation(number: u8) -> Incarnation {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    check::CheckRule,
     claim::{Claim, Record},
     name::{ContainerId, TargetName},
     signal::Delivery,
@@ -32,6 +33,9 @@ pub struct TargetRecord {
     /// The signal that follows each change, and to which containers, if the target signals containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<Delivery>,
+    /// In which containers its files are checked, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<CheckRule>,
 }
 
 /// What the agent of a consumer's host says of the container that the consumer runs in.

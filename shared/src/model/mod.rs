@@ -1,5 +1,6 @@
 //! The records: what agents and consumers say of themselves, of containers and of signals. Plain values, stored as JSON.
 
+pub mod check;
 pub mod claim;
 pub mod consumer;
 pub mod instance;

@@ -122,16 +122,19 @@ pub struct Incarnation {
     pub started_at: Timestamp,
 }
 
-/// The containers of a node that a target signals.
+/// The containers of a node that a target signals, and those in which its files are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receivers {
     /// The format's version.
     pub v: V1,
     /// The receivers, in the order of their incarnations.
     pub receivers: Vec<Receiver>,
+    /// The checkers, in the order of their incarnations.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkers: Vec<Receiver>,
 }
 
-/// A container that a target signals.
+/// A container that a target signals, or in which its files are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receiver {
     /// Which container, and which run of it.
@@ -139,7 +142,7 @@ pub struct Receiver {
     pub incarnation: Incarnation,
     /// The container's name.
     pub name: ContainerName,
-    /// Why the signal is not allowed, and what would allow it; absent where it is.
+    /// Why the signal or the command is not allowed, and what would allow it; absent where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }

@@ -37,7 +37,8 @@ async fn write(store: &MemoryStore, op: Op) {
 async fn put_consumer(store: &MemoryStore) {
     let delivery =
         Delivery { signal: Signal::HUP, to: Selector::label("role=proxy".parse().expect("a label")) };
-    let targets = BTreeMap::from([(target().target, TargetRecord { delivery: Some(delivery) })]);
+    let record = TargetRecord { delivery: Some(delivery), check: None };
+    let targets = BTreeMap::from([(target().target, record)]);
     let claim = Claim::new("c1".to_owned(), 60);
     let record = ConsumerRecord { v: V1, claim, container: None, targets };
     let key = keys().format(&Key::Consumer(target().consumer));

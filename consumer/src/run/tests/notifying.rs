@@ -206,7 +206,7 @@ async fn a_receiver_that_goes_or_a_node_that_refuses_another_target_leaves_nobod
         name: "theirs".parse().expect("a name"),
         refused: Some("container theirs allows no HUP".to_owned()),
     };
-    let receivers = Receivers { v: V1, receivers: vec![refused] };
+    let receivers = Receivers { v: V1, receivers: vec![refused], checkers: vec![] };
     scene.write(Key::Receivers(name("h2"), other), codec::encode(&receivers)).await;
     pass().await;
     running.is_ready().await;

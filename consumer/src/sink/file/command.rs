@@ -14,19 +14,18 @@ use std::{
     time::Duration,
 };
 
-use rollcall_shared::process::time;
+use rollcall_shared::{
+    model::check::{DEST, FILE},
+    process::time,
+};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, Command},
 };
 
-/// Stands for the file in a command's words: where it is staged, for a check.
-pub const FILE: &str = "{file}";
-/// Stands for where the file goes.
-const DEST: &str = "{dest}";
-
-/// A command as words; `{file}` and `{dest}` in them stand for the file and for where it goes.
+/// A command as words; `{file}` and `{dest}` in them stand for the file (where it is staged, for a check) and for where it
+/// goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     program: String,
@@ -102,6 +101,11 @@ impl CommandLine {
         let program = words.next().filter(|program| !program.is_empty());
         let program = program.ok_or_else(|| "expected a program and its arguments".to_owned())?;
         Ok(Self { program, arguments: words.collect() })
+    }
+
+    /// Its words as they are written, of which the first is the program.
+    pub fn to_words(&self) -> Vec<String> {
+        [&self.program].into_iter().chain(&self.arguments).cloned().collect()
     }
 
     /// Its words for these files, of which the first is the program.

@@ -7,7 +7,7 @@ use rollcall_shared::process::error::one_line;
 use similar::TextDiff;
 use tokio::{sync::watch, time::Instant};
 
-use super::{Check, install::Installer, render::Rendered, sink::FileError, worker};
+use super::{Check, check::Place, install::Installer, render::Rendered, sink::FileError, worker};
 use crate::{
     config::TargetConfig,
     roll::{Hold, Selection},
@@ -82,9 +82,16 @@ async fn look(
         return Ok(Outcome::Same);
     }
     text.push_str(&diff(&installer, &bytes)?);
-    if let Some(Check { command, timeout }) = &target.file.check {
-        let staged = installer.stage_elsewhere(&bytes)?;
-        command.run(staged.path(), staged.dest(), *timeout).await?;
+    match &target.file.check {
+        Some(Check { command, timeout, place: Place::Here }) => {
+            let staged = installer.stage_elsewhere(&bytes)?;
+            command.run(staged.path(), staged.dest(), *timeout).await?;
+        }
+        // They see nothing that is not staged beside the destination.
+        Some(Check { place: Place::Containers { to, .. }, .. }) => {
+            writeln!(text, "target {}: not checked here, but in {to}", target.name).expect("a text takes it");
+        }
+        None => {}
     }
     Ok(Outcome::Changed)
 }

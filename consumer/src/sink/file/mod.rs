@@ -1,5 +1,6 @@
 //! The file sink: renders a file, checks it, installs it, and notifies whoever reads it.
 
+pub mod check;
 pub mod command;
 pub mod dry_run;
 pub mod install;
@@ -10,5 +11,6 @@ pub mod settings;
 pub mod sink;
 mod worker;
 
-pub use settings::{Check, FileConfig};
+pub use check::Check;
+pub use settings::FileConfig;
 pub use sink::FileSink;

@@ -6,7 +6,8 @@ use rollcall_shared::process::{setting::SettingError, time};
 use serde::Deserialize;
 
 use super::{
-    command::{CommandLine, FILE},
+    check::{Check, settings::RawCheck},
+    command::CommandLine,
     install::{Backups, Mode, Owner},
     notify::{Notify, settings::RawNotify},
     render::{Content, Format},
@@ -31,17 +32,6 @@ pub struct FileConfig {
     pub notify: Option<Notify>,
 }
 
-/// A command that a staged file must pass.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Check {
-    /// The command, which names the staged file.
-    pub command: CommandLine,
-    /// How long it may take.
-    pub timeout: Duration,
-}
-
-/// How long a check may take unless it is said.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many backups are kept unless it is said.
 const MAX_BACKUPS: usize = 10;
 
@@ -59,7 +49,7 @@ pub struct RawFile {
     /// Its owner.
     pub owner: Option<Owner>,
     /// What a staged file must pass.
-    pub check: Option<CommandLine>,
+    pub check: Option<RawCheck>,
     /// How long that may take.
     pub check_timeout: Option<Duration>,
     /// Which earlier files are kept.
@@ -105,14 +95,7 @@ impl RawFile {
             }
         };
         let check = match (check, check_timeout) {
-            (Some(command), _) if !command.names_file() => {
-                return Err(SettingError::new(
-                    "check",
-                    format!("{:?}", command.to_string()),
-                    format!("{FILE} in it"),
-                ));
-            }
-            (Some(command), timeout) => Some(Check { command, timeout: timeout.unwrap_or(CHECK_TIMEOUT) }),
+            (Some(check), timeout) => Some(check.parse(timeout)?),
             (None, Some(timeout)) => {
                 return Err(SettingError::new("check_timeout", time::show(timeout), "check beside it"));
             }
@@ -171,6 +154,7 @@ impl FileFlags {
     pub fn raw(&self) -> RawFile {
         let Self { dest, format, template, mode, owner, check, check_timeout, backup_dir } = self.clone();
         let backups = backup_dir.map(|dir| RawBackups { dir, keep: None });
+        let check = check.map(RawCheck::Command);
         RawFile { dest, format, template, mode, owner, check, check_timeout, backups, notify: None }
     }
 }

@@ -14,8 +14,12 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Check,
+    check::{
+        ContainerChecker, Place,
+        container::{Checked, ContainerCheckError},
+    },
     command::CommandError,
-    install::InstallError,
+    install::{InstallError, Staged},
     render::RenderError,
     worker::{Made, Worker},
 };
@@ -40,6 +44,9 @@ pub enum FileError {
     /// The check refused the staged file.
     #[error("the check refuses the new file")]
     Check(#[from] CommandError),
+    /// The staged file did not pass where it is checked in containers.
+    #[error("the new file is not installed")]
+    ContainerCheck(#[from] ContainerCheckError),
     /// Installing failed.
     #[error(transparent)]
     Install(#[from] InstallError),
@@ -57,6 +64,8 @@ pub struct FileSink {
     /// Has the worker whenever it is not at work on another thread.
     worker: oneshot::Receiver<Worker>,
     check: Option<Check>,
+    /// Checks in containers, where that is wanted.
+    checker: Option<ContainerChecker>,
     /// Counts what it does on other threads, which goes on when nobody waits for it any more.
     tasks: TaskTracker,
 }
@@ -74,7 +83,12 @@ impl FileSink {
     pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
         let (give_back, worker) = oneshot::channel();
         give_back.send(Worker::open(target, state_dir)).expect("the receiver is there");
-        Self { worker, check: target.file.check.clone(), tasks: TaskTracker::new() }
+        Self { worker, check: target.file.check.clone(), checker: None, tasks: TaskTracker::new() }
+    }
+
+    /// Has its files checked in containers by this checker.
+    pub fn checked_by(self, checker: Option<ContainerChecker>) -> Self {
+        Self { checker, ..self }
     }
 
     /// Counts what it does on other threads among these tasks.
@@ -114,11 +128,29 @@ impl FileSink {
         let now = Instant::now();
         match self.work(move |worker| worker.make(&selection, now)).await?? {
             Made::Done(applied) => Ok(applied),
-            Made::Staged(draft, staged) => {
-                if let Some(Check { command, timeout }) = &self.check {
-                    command.run(staged.path(), staged.dest(), *timeout).await?;
-                }
+            Made::Staged(mut draft, staged) => {
+                draft.notes.extend(self.examine(&staged).await?);
                 self.work(move |worker| worker.install(draft, staged)).await?.map(Applied::Written)
+            }
+        }
+    }
+
+    /// Has a staged file checked; gives what is worth a look, on one line, where it may be installed.
+    async fn examine(&mut self, staged: &Staged) -> Result<Option<String>, FileError> {
+        let Some(Check { command, timeout, place }) = &self.check else { return Ok(None) };
+        match (place, &mut self.checker) {
+            (Place::Here, _) => {
+                command.run(staged.path(), staged.dest(), *timeout).await?;
+                Ok(None)
+            }
+            (Place::Containers { to, .. }, Some(checker)) => {
+                let checked = checker.run(staged.path(), staged.dest()).await?;
+                Ok((checked == Checked::ByNobody)
+                    .then(|| format!("installed unchecked, as {to} does not run")))
+            }
+            (Place::Containers { to, .. }, None) => {
+                let reason = format!("agents for {to} cannot be asked");
+                Err(ContainerCheckError::NotRun(reason).into())
             }
         }
     }

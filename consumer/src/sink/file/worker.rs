@@ -60,7 +60,7 @@ pub(super) struct Draft {
     digest: Option<Digest>,
     instances: usize,
     held: Vec<String>,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
     started: Vec<Timestamp>,
     look_again: Option<Instant>,
     step: u64,

@@ -18,7 +18,10 @@ use rustix::{
 };
 use tempfile::{NamedTempFile, TempPath};
 
-use rollcall_shared::{model::name::TargetName, process::setting::SettingError};
+use rollcall_shared::{
+    model::{check::STAGED, name::TargetName},
+    process::setting::SettingError,
+};
 
 use super::{Attributes, Backups};
 
@@ -276,7 +279,7 @@ fn folder(path: &Path) -> &Path {
 fn staged_prefix(dest: &Path) -> OsString {
     let mut prefix = OsString::from(".");
     prefix.push(dest.file_name().unwrap_or_default());
-    prefix.push(".rollcall-");
+    prefix.push(STAGED);
     prefix
 }
 

@@ -12,6 +12,7 @@ use std::{
 use rollcall_shared::{
     codec::V1,
     model::{
+        check::Verdicts,
         name::{ContainerName, NodeName},
         signal::{Ack, Acks, Incarnation, Receiver, Receivers, RequestedReceiver, Signal, SignalRequest},
     },
@@ -28,6 +29,8 @@ pub struct Reports {
     pub receivers: BTreeMap<NodeName, Receivers>,
     /// The answers of each node.
     pub acks: BTreeMap<NodeName, Acks>,
+    /// The verdicts of each node.
+    pub verdicts: BTreeMap<NodeName, Verdicts>,
 }
 
 /// The requests that are to be in the store, by the node that they are addressed to.
@@ -209,11 +212,12 @@ mod tests {
     /// Receivers 1 and 2 on node h1, and 3 on h2.
     fn reports(acks: Vec<Ack>) -> Reports {
         let node = |name: &str| name.parse::<NodeName>().expect("a name");
-        let receivers = |all: Vec<Receiver>| Receivers { v: V1, receivers: all };
+        let receivers = |all: Vec<Receiver>| Receivers { v: V1, receivers: all, checkers: vec![] };
         let (first, second) = (receivers(vec![receiver(1), receiver(2)]), receivers(vec![receiver(3)]));
         Reports {
             receivers: BTreeMap::from([(node("h1"), first), (node("h2"), second)]),
             acks: BTreeMap::from([(node("h1"), Acks { v: V1, acks })]),
+            ..Reports::default()
         }
     }
 

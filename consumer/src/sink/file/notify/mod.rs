@@ -13,6 +13,7 @@ pub mod pid_file;
 pub mod requests;
 pub mod settings;
 pub mod signal;
+pub mod watches;
 
 pub use notifier::{Notification, Notifier, NotifierHandle, Order};
 pub use settings::Notify;

@@ -1,17 +1,14 @@
-//! Keeps the signal requests of all targets in the store, under the consumer's session.
+//! Keeps the requests of all targets in the store, under the consumer's session: those for signals and those for checks.
 //!
-//! A request is put when a receiver has to be signalled and deleted once every receiver has answered. Under a new
+//! A request is put when a container has to be signalled or to check a file, and deleted once every one has answered. Under a new
 //! session, everything that is still to be requested is put again.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rollcall_shared::{
-    codec,
+    codec::{self, Value},
     keys::{Key, Keys},
-    model::{
-        name::{ConsumerName, NodeName, TargetId, TargetName},
-        signal::SignalRequest,
-    },
+    model::name::{ConsumerName, NodeName, TargetId, TargetName},
     process::{backoff::Backoff, error::one_line, readiness::Part, time::sleep_until},
     session::{Due, Refusals, Session, keeper::SessionHandle},
     store::{Op, Recoveries, Store, StoreError},
@@ -19,6 +16,21 @@ use rollcall_shared::{
 use tokio::{sync::watch, time::Instant};
 
 use super::signal::AllRequests;
+use crate::sink::file::check::examination::Checks;
+
+/// The checks of all targets that are to be in the store.
+pub type AllChecks = BTreeMap<TargetName, Checks>;
+
+/// What is to be requested, and where it is told since when it can be.
+#[derive(Debug)]
+pub struct Requested {
+    /// The signals.
+    pub signals: watch::Receiver<AllRequests>,
+    /// The checks.
+    pub checks: watch::Receiver<AllChecks>,
+    /// Since when there is a session, if there is one: agents can read the consumer's record then.
+    pub session: watch::Sender<Option<Instant>>,
+}
 
 /// How long a session that is in doubt is waited for before the write is tried again.
 const DOUBT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,7 +48,7 @@ pub struct RequestWriter {
     /// Whose requests they are.
     consumer: ConsumerName,
     /// What is to be requested.
-    requests: watch::Receiver<AllRequests>,
+    requested: Requested,
     /// What was written, and under which session; nothing at first.
     written: Option<(Session, Values)>,
     /// The requests that the store refuses.
@@ -51,10 +63,10 @@ impl RequestWriter {
         store: Arc<dyn Store>,
         keys: Keys,
         consumer: ConsumerName,
-        requests: watch::Receiver<AllRequests>,
+        requested: Requested,
         part: Part,
     ) -> Self {
-        Self { store, keys, consumer, requests, written: None, refusals: Refusals::default(), part }
+        Self { store, keys, consumer, requested, written: None, refusals: Refusals::default(), part }
     }
 
     /// Runs for as long as the session is kept. It may be dropped, and run again with another handle.
@@ -63,7 +75,9 @@ impl RequestWriter {
         let mut recoveries = self.store.recoveries();
         let mut was_held = false;
         loop {
-            let Some(session) = handle.session() else {
+            let session = handle.session();
+            self.tell(session.is_some());
+            let Some(session) = session else {
                 if was_held {
                     // Also where the lease comes back: a store that went back has it, and not what was written.
                     self.written = None;
@@ -129,11 +143,21 @@ impl RequestWriter {
     ) {
         tokio::select! {
             // Every branch is cancel safe. Where no target signals anybody, there is no sender.
-            Ok(()) = self.requests.changed() => {}
+            Ok(()) = self.requested.signals.changed() => {}
+            Ok(()) = self.requested.checks.changed() => {}
             () = handle.changed() => {}
             () = recoveries.next() => self.recovered(),
             () = sleep_until(until) => {}
         }
+    }
+
+    /// Tells since when there is a session.
+    fn tell(&self, is_held: bool) {
+        self.requested.session.send_if_modified(|since| {
+            let is_modified = since.is_some() != is_held;
+            *since = since.filter(|_| is_held).or(is_held.then(Instant::now));
+            is_modified
+        });
     }
 
     /// The store was away, and may have been restored to before our writes: they are made again. Agents answer a request
@@ -145,16 +169,28 @@ impl RequestWriter {
 
     /// What is to be in the store.
     fn wanted(&mut self) -> Values {
-        let requests = self.requests.borrow_and_update();
-        let each = |(target, requests): (&TargetName, &super::delivery::Requests)| {
-            let target = TargetId { consumer: self.consumer.clone(), target: target.clone() };
-            let value = |(node, request): (&NodeName, &SignalRequest)| {
-                (self.keys.format(&Key::Signal(node.clone(), target.clone())), codec::encode(request))
-            };
-            requests.iter().map(value).collect::<Vec<_>>()
-        };
-        requests.iter().flat_map(each).collect()
+        let Self { keys, consumer, requested: Requested { signals, checks, .. }, .. } = self;
+        let mut values = values(&signals.borrow_and_update(), consumer, keys, Key::Signal);
+        values.extend(self::values(&checks.borrow_and_update(), consumer, keys, Key::Check));
+        values
     }
+}
+
+/// The requests of one kind as the store is to have them.
+fn values<R: Value>(
+    all: &BTreeMap<TargetName, BTreeMap<NodeName, R>>,
+    consumer: &ConsumerName,
+    keys: &Keys,
+    key: impl Fn(NodeName, TargetId) -> Key,
+) -> Values {
+    let each = |(target, requests): (&TargetName, &BTreeMap<NodeName, R>)| {
+        let target = TargetId { consumer: consumer.clone(), target: target.clone() };
+        let value = |(node, request): (&NodeName, &R)| {
+            (keys.format(&key(node.clone(), target.clone())), codec::encode(request))
+        };
+        requests.iter().map(value).collect::<Vec<_>>()
+    };
+    all.iter().flat_map(each).collect()
 }
 
 /// The writes between what is there and what is wanted.

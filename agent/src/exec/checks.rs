@@ -1,0 +1,219 @@
+//! Has the checks run that are requested of this node. The dispatcher drives it: a thin shell around [`super::policy`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use rollcall_shared::{
+    codec::{self, V1},
+    keys::{Key, Keys},
+    model::{
+        check::{CheckOutcome, CheckRequest, CheckRule, Verdict, Verdicts},
+        name::{NodeName, TargetId},
+        signal::{Incarnation, Receiver},
+    },
+    process::error::one_line,
+    reflector::{Cache, Decode, Update},
+    store::Entry,
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{
+    policy::{self, Decision},
+    runner,
+    settings::{AllowedCommand, ExecSettings},
+};
+use crate::{
+    docker::Engine,
+    registration::SignalReports,
+    signals::{acks::Answers, policy::Candidates},
+};
+
+/// How many commands run at once: each costs a process in somebody's container.
+const MAX_AT_ONCE: usize = 4;
+
+/// The checks of a node.
+#[derive(Debug)]
+pub struct Checks {
+    engine: Arc<dyn Engine>,
+    allow: Vec<AllowedCommand>,
+    requests: Cache<TargetId, CheckRequest>,
+    /// The checkers of each target that has some here.
+    checkers: BTreeMap<TargetId, Vec<Receiver>>,
+    verdicts: Answers<Verdict>,
+    running: JoinSet<(TargetId, Verdict)>,
+    in_flight: BTreeSet<(TargetId, Incarnation)>,
+    places: Arc<Semaphore>,
+}
+
+/// Reads the checks that this node is asked for.
+#[derive(Debug)]
+pub struct DecodeCheck(pub Keys);
+
+impl Decode for DecodeCheck {
+    type Key = TargetId;
+    type Value = CheckRequest;
+
+    fn key(&self, key: &str) -> Result<TargetId, String> {
+        match self.0.parse(key) {
+            Ok(Key::Check(_, target)) => Ok(target),
+            Ok(_) => Err("not a check's key".to_owned()),
+            Err(error) => Err(one_line(&error)),
+        }
+    }
+
+    fn value(&self, _: &TargetId, value: Vec<u8>) -> Result<CheckRequest, String> {
+        codec::decode(&value).map_err(|error| one_line(&error))
+    }
+}
+
+/// Describes the metrics of checks.
+pub fn describe_metrics() {
+    metrics::describe_counter!(
+        "rollcall_agent_checks_total",
+        "Files that were to be checked in containers of this host, by outcome"
+    );
+}
+
+impl Checks {
+    /// Nothing was requested yet.
+    pub fn new(engine: Arc<dyn Engine>, settings: ExecSettings) -> Self {
+        Self {
+            engine,
+            allow: settings.commands,
+            requests: Cache::new("check request"),
+            checkers: BTreeMap::new(),
+            verdicts: Answers::default(),
+            running: JoinSet::new(),
+            in_flight: BTreeSet::new(),
+            places: Arc::new(Semaphore::new(MAX_AT_ONCE)),
+        }
+    }
+
+    /// Takes in what is requested.
+    pub fn request(&mut self, update: Update<TargetId, CheckRequest>) {
+        self.requests.apply(update);
+    }
+
+    /// Takes a verdict in that this node has given before.
+    pub fn recall(&mut self, target: &TargetId, entry: &Entry) {
+        // What cannot be read is replaced by what is answered from now on.
+        let Ok(Verdicts { v: V1, verdicts }) = codec::decode::<Verdicts>(&entry.value) else { return };
+        verdicts.into_iter().for_each(|verdict| self.verdicts.take(target.clone(), verdict));
+    }
+
+    /// Finds the checkers of targets among the containers that run.
+    pub fn find<'t>(
+        &mut self,
+        rules: impl Iterator<Item = (TargetId, &'t CheckRule)>,
+        candidates: &Candidates,
+    ) {
+        let found = rules.map(|(target, rule)| (target, policy::checkers(rule, candidates, &self.allow)));
+        self.checkers = found.filter(|(_, checkers)| !checkers.is_empty()).collect();
+    }
+
+    /// Forgets the verdicts of containers that do not run any more.
+    pub fn retain(&mut self, candidates: &Candidates) {
+        self.verdicts.retain(candidates);
+    }
+
+    /// Begins the checks that are to be run.
+    pub fn begin(&mut self, candidates: &Candidates) {
+        let requests: Vec<(TargetId, Arc<CheckRequest>)> =
+            self.requests.iter().map(|(target, request)| (target.clone(), request.clone())).collect();
+        for (target, request) in requests {
+            for checker in &request.checkers {
+                self.begin_in(&target, &request, *checker, candidates);
+            }
+        }
+    }
+
+    fn begin_in(
+        &mut self,
+        target: &TargetId,
+        request: &Arc<CheckRequest>,
+        checker: Incarnation,
+        candidates: &Candidates,
+    ) {
+        if self.in_flight.contains(&(target.clone(), checker)) {
+            return;
+        }
+        let last = self.verdicts.last(target, &checker);
+        let verdict = move |id, outcome| Verdict { incarnation: checker, id, outcome, at: Timestamp::now() };
+        match policy::decide(request, &checker, last, candidates, &self.allow) {
+            Decision::Nothing => {}
+            Decision::Refuse(reason) => {
+                self.take(target.clone(), verdict(request.id, CheckOutcome::NotRun(reason)));
+            }
+            Decision::Run(container) => {
+                let (engine, places) = (self.engine.clone(), self.places.clone());
+                let (target, request) = (target.clone(), request.clone());
+                self.in_flight.insert((target.clone(), checker));
+                self.running.spawn(async move {
+                    let _place = places.acquire_owned().await.expect("nobody closes it");
+                    let outcome = runner::run(engine, &container, &request).await;
+                    (target, verdict(request.id, outcome))
+                });
+            }
+        }
+    }
+
+    /// Waits until a check has ended, and takes its verdict. Cancel safe.
+    pub async fn next(&mut self) {
+        match self.running.join_next().await {
+            Some(ended) => {
+                let (target, verdict) = ended.expect("checking does not panic and is not aborted");
+                self.in_flight.remove(&(target.clone(), verdict.incarnation));
+                self.take(target, verdict);
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take(&mut self, id: TargetId, verdict: Verdict) {
+        let TargetId { consumer, target } = &id;
+        let container = verdict.incarnation.container;
+        let outcome = match &verdict.outcome {
+            CheckOutcome::Ended { exit_code: 0, .. } => "passed",
+            CheckOutcome::Ended { .. } => "failed",
+            CheckOutcome::Unseen => "unseen",
+            CheckOutcome::NotRun(_) => "not_run",
+        };
+        metrics::counter!("rollcall_agent_checks_total", "outcome" => outcome).increment(1);
+        match &verdict.outcome {
+            CheckOutcome::Ended { exit_code, said } => {
+                tracing::info!(%consumer, %target, %container, exit_code, said, "checked a file");
+            }
+            CheckOutcome::Unseen => {
+                tracing::warn!(%consumer, %target, %container, "the container does not see the file to check");
+            }
+            CheckOutcome::NotRun(reason) => {
+                tracing::warn!(%consumer, %target, %container, reason, "could not check a file");
+            }
+        }
+        self.verdicts.take(id, verdict);
+    }
+
+    /// The checkers of a target.
+    pub fn checkers(&self, target: &TargetId) -> Vec<Receiver> {
+        self.checkers.get(target).cloned().unwrap_or_default()
+    }
+
+    /// The targets that have checkers here.
+    pub fn targets(&self) -> impl Iterator<Item = &TargetId> {
+        self.checkers.keys()
+    }
+
+    /// Adds the verdicts to what is to be registered.
+    pub fn report(&self, keys: &Keys, node: &NodeName, reports: &mut SignalReports) {
+        for (target, checkers) in &self.checkers {
+            let verdicts = self.verdicts.of(target, checkers);
+            if !verdicts.is_empty() {
+                let key = keys.format(&Key::Verdicts(node.clone(), target.clone()));
+                reports.verdicts.insert(key, codec::encode(&Verdicts { v: V1, verdicts }));
+            }
+        }
+    }
+}
