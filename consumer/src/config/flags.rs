@@ -265,7 +265,10 @@ mod tests {
         assert_eq!(file.mode, Some(Mode(0o640)));
         assert_eq!(file.owner, Some(Owner { user: Some(1), group: Some(2) }));
         let command = "nginx -t -c {file}".parse().expect("a command");
-        assert_eq!(file.check, Some(Check { command, timeout: Duration::from_secs(3), place: Place::Here }));
+        assert_eq!(
+            file.check,
+            Some(Check { command, timeout: Duration::from_secs(3), place: Place::Here, isolates: false })
+        );
         assert_eq!(file.backups, Some(Backups { dir: "/tmp/b".into(), keep: 10 }));
         assert_eq!(file.notify.expect("a notifier").to_string(), "USR1 to label role=proxy");
     }

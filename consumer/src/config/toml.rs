@@ -129,6 +129,7 @@ struct TargetTable {
     check: Option<RawCheck>,
     #[serde(default, deserialize_with = "time")]
     check_timeout: Option<Duration>,
+    check_isolates: Option<bool>,
     notify: Option<RawNotify>,
     pace: Option<RawPace>,
     #[serde(default, deserialize_with = "time")]
@@ -151,10 +152,20 @@ impl TargetTable {
 impl From<TargetTable> for RawTarget {
     fn from(table: TargetTable) -> Self {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
-        let TargetTable {
-            dest, format, template, mode, owner, check, check_timeout, backups, notify, ..
-        } = table;
-        let file = RawFile { dest, format, template, mode, owner, check, check_timeout, backups, notify };
+        let TargetTable { dest, format, template, mode, owner, backups, notify, .. } = table;
+        let TargetTable { check, check_timeout, check_isolates, .. } = table;
+        let file = RawFile {
+            dest,
+            format,
+            template,
+            mode,
+            owner,
+            check,
+            check_timeout,
+            check_isolates,
+            backups,
+            notify,
+        };
         Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file }
     }
 }

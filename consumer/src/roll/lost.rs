@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use super::selection::Row;
 
 /// Lost rows by service, each service's in the order in which they were lost.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct LostRows {
     services: BTreeMap<ServiceName, BTreeMap<u64, LostRow>>,
     index: HashMap<Arc<InstanceId>, (ServiceName, u64)>,
     last_number: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct LostRow {
     row: Row,
     /// `None` where time does not end it.

@@ -58,7 +58,7 @@ impl Ord for Row {
 }
 
 /// The rows of one service.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Group {
     /// In the order of address and port; never none.
     rows: BTreeSet<Row>,
@@ -67,7 +67,7 @@ struct Group {
 }
 
 /// A target's rows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Selection {
     select: Arc<Select>,
     groups: BTreeMap<ServiceName, Group>,

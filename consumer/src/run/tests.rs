@@ -29,6 +29,7 @@ use crate::{config::Cli, supervisor::SHUTDOWN_TIMEOUT, testing};
 mod checking;
 mod guarding;
 mod installing;
+mod isolating;
 mod notifying;
 mod once;
 mod reloading;

@@ -150,7 +150,7 @@ pub struct Tally {
 }
 
 /// Measures losses.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LossGuard {
     settings: GuardSettings,
     /// The services that have lost something within the hold time.
@@ -159,7 +159,7 @@ pub struct LossGuard {
 }
 
 /// What a service has lost.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Losses {
     /// How many instances there are.
     count: usize,
@@ -178,7 +178,7 @@ struct Peak {
 }
 
 /// How many instances the target has.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Total {
     count: usize,
     /// How many it had when it was not held.

@@ -108,6 +108,10 @@ pub fn describe_metrics() {
         "Whether the last file stays as nothing has matched the selection yet, by target"
     );
     metrics::describe_gauge!("rollcall_consumer_instances", "Instances that the target has, by target");
+    metrics::describe_gauge!(
+        "rollcall_consumer_isolated_instances",
+        "Instances that are left out as the target's check refuses them, by target"
+    );
     metrics::describe_histogram!(
         "rollcall_consumer_install_duration_seconds",
         metrics::Unit::Seconds,

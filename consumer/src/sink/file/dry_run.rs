@@ -83,7 +83,7 @@ async fn look(
     }
     text.push_str(&diff(&installer, &bytes)?);
     match &target.file.check {
-        Some(Check { command, timeout, place: Place::Here }) => {
+        Some(Check { command, timeout, place: Place::Here, isolates: _ }) => {
             let staged = installer.stage_elsewhere(&bytes)?;
             command.run(staged.path(), staged.dest(), *timeout).await?;
         }

@@ -4,6 +4,8 @@ pub mod check;
 pub mod command;
 pub mod dry_run;
 pub mod install;
+pub mod isolate;
+pub mod isolated;
 pub mod notify;
 pub mod render;
 pub mod settings;

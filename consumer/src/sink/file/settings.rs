@@ -52,6 +52,8 @@ pub struct RawFile {
     pub check: Option<RawCheck>,
     /// How long that may take.
     pub check_timeout: Option<Duration>,
+    /// Whether instances are left out for which it refuses the file.
+    pub check_isolates: Option<bool>,
     /// Which earlier files are kept.
     pub backups: Option<RawBackups>,
     /// Whom to notify of a new file.
@@ -81,7 +83,18 @@ impl RawFile {
     /// # Errors
     /// Settings that are missing, contradict each other or cannot work.
     pub fn parse(self) -> Result<FileConfig, SettingError> {
-        let Self { dest, format, template, mode, owner, check, check_timeout, backups, notify } = self;
+        let Self {
+            dest,
+            format,
+            template,
+            mode,
+            owner,
+            check,
+            check_timeout,
+            check_isolates,
+            backups,
+            notify,
+        } = self;
         let dest = dest.ok_or_else(|| SettingError::missing("dest", "the file to render"))?;
         if dest.file_name().is_none() {
             return Err(SettingError::new("dest", dest.display(), "a file"));
@@ -94,8 +107,13 @@ impl RawFile {
                 return Err(SettingError::new("template", template.display(), "it or format, not both"));
             }
         };
+        if let (None, Some(isolates)) = (&check, check_isolates) {
+            return Err(SettingError::new("check_isolates", isolates, "check beside it"));
+        }
         let check = match (check, check_timeout) {
-            (Some(check), timeout) => Some(check.parse(timeout)?),
+            (Some(check), timeout) => {
+                Some(Check { isolates: check_isolates.unwrap_or_default(), ..check.parse(timeout)? })
+            }
             (None, Some(timeout)) => {
                 return Err(SettingError::new("check_timeout", time::show(timeout), "check beside it"));
             }
@@ -155,6 +173,7 @@ impl FileFlags {
         let Self { dest, format, template, mode, owner, check, check_timeout, backup_dir } = self.clone();
         let backups = backup_dir.map(|dir| RawBackups { dir, keep: None });
         let check = check.map(RawCheck::Command);
-        RawFile { dest, format, template, mode, owner, check, check_timeout, backups, notify: None }
+        let raw = RawFile { dest, format, template, mode, owner, check, check_timeout, ..RawFile::default() };
+        RawFile { backups, ..raw }
     }
 }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use rollcall_shared::process::{setting::SettingError, time};
+use rollcall_shared::process::{error::one_line, setting::SettingError, time};
 use tokio::{
     sync::{oneshot, watch},
     time::Instant,
@@ -20,12 +20,14 @@ use super::{
     },
     command::CommandError,
     install::{InstallError, Staged},
+    isolate::{Next, Search},
+    isolated::Isolated,
     render::RenderError,
     worker::{Made, Worker},
 };
 use crate::{
     config::TargetConfig,
-    roll::Selection,
+    roll::{Row, Selection},
     sink::{Applied, Sink, SinkError},
     state_dir::StateDir,
     target::state::Acked,
@@ -34,6 +36,9 @@ use crate::{
 /// How long rendering or installing may take before the target says that it waits for them. They go on: a file system
 /// that hangs cannot be left otherwise.
 const WORK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the instances are looked for that a check refuses.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why a selection did not become a file. It is tried again, with the next selection or after a while.
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +63,25 @@ pub enum FileError {
     Slow,
 }
 
+impl FileError {
+    /// Whether a check has seen the file and refuses it.
+    fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Check(CommandError::Failed { .. })
+                | Self::ContainerCheck(ContainerCheckError::Refused { .. })
+        )
+    }
+}
+
 /// Keeps one file.
 #[derive(Debug)]
 pub struct FileSink {
     /// Has the worker whenever it is not at work on another thread.
     worker: oneshot::Receiver<Worker>,
     check: Option<Check>,
+    /// Whether instances are left out for which the check refuses the file.
+    isolates: bool,
     /// Checks in containers, where that is wanted.
     checker: Option<ContainerChecker>,
     /// Counts what it does on other threads, which goes on when nobody waits for it any more.
@@ -83,7 +101,9 @@ impl FileSink {
     pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
         let (give_back, worker) = oneshot::channel();
         give_back.send(Worker::open(target, state_dir)).expect("the receiver is there");
-        Self { worker, check: target.file.check.clone(), checker: None, tasks: TaskTracker::new() }
+        let check = target.file.check.clone();
+        let isolates = check.as_ref().is_some_and(|check| check.isolates);
+        Self { worker, check, isolates, checker: None, tasks: TaskTracker::new() }
     }
 
     /// Has its files checked in containers by this checker.
@@ -126,18 +146,96 @@ impl FileSink {
 
     async fn write(&mut self, selection: watch::Receiver<Selection>) -> Result<Applied, FileError> {
         let now = Instant::now();
-        match self.work(move |worker| worker.make(&selection, now)).await?? {
+        let selected = selection.clone();
+        match self.work(move |worker| worker.make(&selected, now)).await?? {
             Made::Done(applied) => Ok(applied),
             Made::Staged(mut draft, staged) => {
-                draft.notes.extend(self.examine(&staged).await?);
+                match self.examine(&staged).await {
+                    Ok(note) => draft.notes.extend(note),
+                    Err(refusal) if self.isolates && refusal.is_refusal() => {
+                        drop(staged);
+                        return self.isolate(selection, refusal).await;
+                    }
+                    Err(error) => return Err(error),
+                }
                 self.work(move |worker| worker.install(draft, staged)).await?.map(Applied::Written)
             }
         }
     }
 
+    /// Looks for the instances for which the check refuses the file, and installs it without them.
+    ///
+    /// # Errors
+    /// The refusal, where no few instances are to blame; then everything is left as it was.
+    async fn isolate(
+        &mut self,
+        selection: watch::Receiver<Selection>,
+        refusal: FileError,
+    ) -> Result<Applied, FileError> {
+        let begun = Instant::now();
+        let find = move |worker: &mut Worker| (worker.suspects(&selection, begun), worker.isolated().clone());
+        let ((snapshot, rows), before) = self.work(find).await?;
+        let found = self.search(snapshot, &rows, &before, refusal).await;
+        if found.is_err() {
+            self.work(move |worker| worker.isolate(before)).await?;
+        }
+        found
+    }
+
+    async fn search(
+        &mut self,
+        snapshot: Selection,
+        rows: &[Row],
+        before: &Isolated,
+        mut refusal: FileError,
+    ) -> Result<Applied, FileError> {
+        let (begun, selection) = (Instant::now(), watch::Sender::new(snapshot));
+        let (mut search, mut found, mut tried) = (Search::new(rows.len()), before.clone(), None);
+        while let Next::Try(out) = search.next() {
+            if begun.elapsed() > SEARCH_TIMEOUT {
+                return Err(refusal);
+            }
+            let mut isolated = found.clone();
+            for place in out.iter().filter(|place| !found.has(&rows[**place])) {
+                isolated.insert(&rows[*place], String::new());
+            }
+            let selection = selection.subscribe();
+            let make = move |worker: &mut Worker| {
+                worker.isolate(isolated);
+                worker.make(&selection, begun)
+            };
+            let made = self.work(make).await??;
+            let passed = match &made {
+                // As it was before: it has passed then, or was taken without a check.
+                Made::Done(_) => Ok(None),
+                Made::Staged(_, staged) => self.examine(staged).await,
+            };
+            let has_passed = passed.is_ok();
+            match passed {
+                Ok(_) => tried = Some(made),
+                Err(error) if error.is_refusal() => refusal = error,
+                Err(error) => return Err(error),
+            }
+            if let Some(offender) = search.take(has_passed) {
+                let reason = one_line(&refusal);
+                let Row { id, instance, .. } = &rows[offender];
+                let (service, container) = (&instance.service, &instance.container);
+                tracing::warn!(%service, %container, node = %id.node, reason, "left out, as the check refuses it");
+                found.insert(&rows[offender], reason);
+            }
+        }
+        match (search.next(), tried) {
+            (Next::Found(_), Some(Made::Done(applied))) => Ok(applied),
+            (Next::Found(_), Some(Made::Staged(draft, staged))) => {
+                self.work(move |worker| worker.install(draft, staged)).await?.map(Applied::Written)
+            }
+            _ => Err(refusal),
+        }
+    }
+
     /// Has a staged file checked; gives what is worth a look, on one line, where it may be installed.
     async fn examine(&mut self, staged: &Staged) -> Result<Option<String>, FileError> {
-        let Some(Check { command, timeout, place }) = &self.check else { return Ok(None) };
+        let Some(Check { command, timeout, place, isolates: _ }) = &self.check else { return Ok(None) };
         match (place, &mut self.checker) {
             (Place::Here, _) => {
                 command.run(staged.path(), staged.dest(), *timeout).await?;

@@ -1,6 +1,6 @@
 //! The part of the file sink that blocks: renders, stages, installs and remembers.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use rollcall_shared::process::{error::one_line, setting::SettingError};
@@ -9,12 +9,13 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     FileConfig,
     install::{Attributes, Installed, Installer, Staged, Stamp},
-    render::{Changes, Rendered, Renderer},
+    isolated::Isolated,
+    render::{Changes, Content as RenderContent, Rendered, Renderer},
     sink::FileError,
 };
 use crate::{
     config::TargetConfig,
-    roll::{Hold, Selection, Verdict},
+    roll::{Hold, Row, Selection, Verdict},
     sink::{Applied, Content},
     state_dir::StateDir,
     target::{
@@ -34,6 +35,12 @@ pub(super) struct Worker {
     is_checked: bool,
     /// What decides whether the file may be emptied; `None` where it always may.
     matched: Option<Matched>,
+    /// The target's name, for metrics.
+    target: String,
+    /// What is left out, as the check refuses it.
+    isolated: Isolated,
+    /// The template by which that was found, where there is one.
+    template: Template,
     last_generation: Option<Generation>,
     /// The selection's step that the file shows.
     shown: u64,
@@ -106,6 +113,9 @@ impl Worker {
             state,
             is_checked: target.file.check.is_some(),
             matched: (!target.allow_empty).then(|| Matched::open(state_dir, target)),
+            target: target.name.to_string(),
+            isolated: Isolated::default(),
+            template: Template::of(&target.file.content),
             last_generation: None,
             shown: 0,
             current: None,
@@ -116,6 +126,9 @@ impl Worker {
     /// Makes the file that the selection calls for, or stages it where it is to be checked.
     pub fn make(&mut self, selection: &watch::Receiver<Selection>, now: Instant) -> Result<Made, FileError> {
         self.renderer.look_again(now);
+        if self.template.has_changed() {
+            self.isolate(Isolated::default());
+        }
         let Taken { changes, verdict, started, mismatch, step } = self.take(&selection.borrow(), now);
         let found = self.installer.stamp();
         if let Some(Hold { until, reason }) = verdict.floor {
@@ -144,7 +157,11 @@ impl Worker {
             digest: self.state.is_some().then(|| Digest::of(&bytes)),
             instances,
             held,
-            notes: note(&left_out).into_iter().chain(keeps_hosts.then(|| KEPT.to_owned())).collect(),
+            notes: note(&left_out)
+                .into_iter()
+                .chain(keeps_hosts.then(|| KEPT.to_owned()))
+                .chain(self.isolated.notes())
+                .collect(),
             started,
             look_again: [next_change, self.renderer.next_look()].into_iter().flatten().min(),
             step,
@@ -162,14 +179,38 @@ impl Worker {
         Ok(Made::Done(Applied::Written(self.install(draft, staged)?)))
     }
 
+    /// Leaves these out from now on, and no others.
+    pub fn isolate(&mut self, isolated: Isolated) {
+        self.renderer.forget(&isolated.services_that_differ(&self.isolated));
+        self.isolated = isolated;
+    }
+
+    /// What is left out now.
+    pub fn isolated(&self) -> &Isolated {
+        &self.isolated
+    }
+
+    /// A copy of the selection, and those of its rows that are not left out, in the order in which they are rendered.
+    pub fn suspects(&self, selection: &watch::Receiver<Selection>, now: Instant) -> (Selection, Vec<Row>) {
+        let selection = selection.borrow().clone();
+        let verdict = selection.verdict(now);
+        let services = selection.services(&verdict);
+        let rows = services.into_iter().flat_map(|service| selection.rows(service, &verdict));
+        let rows = rows.filter(|row| !self.isolated.has(row)).cloned().collect();
+        (selection, rows)
+    }
+
     fn take(&mut self, selection: &Selection, now: Instant) -> Taken {
         let verdict = selection.verdict(now);
+        self.isolated.retain(selection, &verdict);
         if let Some(matched) = self.matched.as_mut().filter(|_| selection.has_matched()) {
             matched.on_match();
         }
         let never_matched = self.matched.as_ref().is_some_and(|matched| !matched.has_matched());
+        let mut changes = self.renderer.changes(selection, &verdict);
+        changes.leave_out(|row| self.isolated.has(row));
         Taken {
-            changes: self.renderer.changes(selection, &verdict),
+            changes,
             started: selection.newer_than(self.shown).map(|row| row.instance.started_at).collect(),
             mismatch: if never_matched { selection.mismatch() } else { None },
             step: selection.step(),
@@ -237,6 +278,8 @@ impl Worker {
         stamp: Option<Stamp>,
     ) -> Content {
         let Draft { digest: _, instances, held, notes, started, look_again, step } = draft;
+        metrics::gauge!("rollcall_consumer_isolated_instances", "target" => self.target.clone())
+            .set(self.isolated.len() as f64);
         self.shown = step;
         let (kept_notes, kept_acked) = (notes.clone(), acked.clone());
         self.current = Some(Current { stamp, generation, acked: kept_acked, instances, notes: kept_notes });
@@ -251,6 +294,30 @@ impl Worker {
             Some(state) => Ok(state.remember(acked.unwrap_or_default())?),
             None => Ok(()),
         }
+    }
+}
+
+/// The template of a file: another one may take what the last one did not.
+#[derive(Debug)]
+struct Template {
+    path: Option<PathBuf>,
+    stamp: Option<Stamp>,
+}
+
+impl Template {
+    fn of(content: &RenderContent) -> Self {
+        let path = match content {
+            RenderContent::Template(path) => Some(path.clone()),
+            RenderContent::Format(_) => None,
+        };
+        Self { stamp: path.as_deref().and_then(Stamp::at), path }
+    }
+
+    /// Whether its file is another one than it was the last time.
+    fn has_changed(&mut self) -> bool {
+        let Some(path) = &self.path else { return false };
+        let stamp = Stamp::at(path);
+        std::mem::replace(&mut self.stamp, stamp) != self.stamp
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Check {
     pub timeout: Duration,
     /// Where it runs.
     pub place: Place,
+    /// Whether instances are left out for which it refuses the file.
+    pub isolates: bool,
 }
 
 /// Where a command runs.
@@ -139,7 +141,7 @@ impl RawCheck {
                 return Err(SettingError::new("check.dir", dir.display(), "check.container beside it"));
             }
             names_file(&command, command.names_file(), format!("{FILE} in it"))?;
-            return Ok(Check { command, timeout, place: Place::Here });
+            return Ok(Check { command, timeout, place: Place::Here, isolates: false });
         }
         let is_word = command.to_words().iter().any(|word| word == FILE);
         names_file(&command, is_word, format!("{FILE} as a word of its own"))?;
@@ -150,7 +152,7 @@ impl RawCheck {
             let expected = format!("{} at most", time::show(MAX_CONTAINER_TIMEOUT));
             return Err(SettingError::new("check.timeout", time::show(timeout), expected));
         }
-        Ok(Check { command, timeout, place: Place::Containers { to, dir } })
+        Ok(Check { command, timeout, place: Place::Containers { to, dir }, isolates: false })
     }
 }
 

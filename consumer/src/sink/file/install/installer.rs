@@ -62,6 +62,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// The stamp of a file, if it is there.
+    pub fn at(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().as_ref().map(Self::of)
+    }
+
     fn of(found: &Metadata) -> Self {
         Self {
             file: (found.dev(), found.ino()),
@@ -164,7 +169,7 @@ impl Installer {
 
     /// The stamp of the file that is installed, if any is.
     pub fn stamp(&self) -> Option<Stamp> {
-        fs::metadata(&self.dest).ok().as_ref().map(Stamp::of)
+        Stamp::at(&self.dest)
     }
 
     /// Whether the file has something in it that these bytes would replace.

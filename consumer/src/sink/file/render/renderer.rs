@@ -103,6 +103,11 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         self.gone.is_empty() && self.changed.is_empty()
     }
+
+    /// Leaves these rows out.
+    pub fn leave_out(&mut self, is_out: impl Fn(&Row) -> bool) {
+        self.changed.iter_mut().for_each(|(_, _, rows)| rows.retain(|row| !is_out(row)));
+    }
 }
 
 impl Renderer {
@@ -131,6 +136,11 @@ impl Renderer {
             RenderError::Template { reason, .. } => SettingError::caused("template", path.display(), reason),
             error @ RenderError::Format(_) => SettingError::caused("template", path.display(), error),
         })
+    }
+
+    /// Has these services rendered anew, though the selection has not changed.
+    pub fn forget<'s>(&mut self, services: impl IntoIterator<Item = &'s ServiceName>) {
+        services.into_iter().for_each(|service| drop(self.blocks.remove(service)));
     }
 
     /// Takes out of the selection, with what the verdict holds, what was not rendered yet.
