@@ -26,7 +26,8 @@ fn make_role(etcd: &Etcd, args: &[&str]) -> Result<()> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    writeln!(roles.stdin.take().context("its input")?, "{PASSWORD}")?;
+    // What it refuses, it refuses before it reads.
+    let _ = writeln!(roles.stdin.take().context("its input")?, "{PASSWORD}");
     let ended = roles.wait_with_output()?;
     ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     Ok(())
@@ -34,9 +35,14 @@ fn make_role(etcd: &Etcd, args: &[&str]) -> Result<()> {
 
 /// Checks that a user can neither put nor delete a key.
 fn refuses_writes(etcd: &Etcd, user: &str, key: &str) {
-    let (ctl, key) = (etcd.ctl().as_user(user, PASSWORD), format!("/rollcall/{key}"));
-    for written in [ctl.put(&key, "x"), ctl.del(&key)] {
-        let error = written.expect_err(&key);
+    refuses_writes_of(etcd, user, &format!("/rollcall/{key}"));
+}
+
+/// The same of a key that is not one of Rollcall's own.
+fn refuses_writes_of(etcd: &Etcd, user: &str, key: &str) {
+    let ctl = etcd.ctl().as_user(user, PASSWORD);
+    for written in [ctl.put(key, "x"), ctl.del(key)] {
+        let error = written.expect_err(key);
         assert!(format!("{error:#}").contains("permission denied"), "{user}, {key}: {error:#}");
     }
 }
@@ -60,6 +66,32 @@ fn a_second_run_of_the_script_adds_a_node_and_a_star_gives_all_nodes() -> Result
         refuses_writes(&etcd, "rollcall-consumer-c1", &format!("{kind}/h4/c1/default"));
         ctl("c2").put(&format!("/rollcall/{kind}/h4/c2/default"), "x")?;
     }
+    Ok(())
+}
+
+#[test]
+fn an_agent_with_a_layout_writes_there_and_in_no_other_folder() -> Result<()> {
+    let (mut etcd, docker) = (Etcd::start()?, DockerHost::local()?);
+    make_role(&etcd, &["agent", "h1", "--layout", "/containers/"])?;
+    for bad in ["containers", "/", "/a b", "/a,,/b"] {
+        let refused = make_role(&etcd, &["agent", "h1", "--layout", bad]).expect_err(bad);
+        assert!(refused.to_string().contains("--layout is '"), "{refused}");
+    }
+    assert!(make_role(&etcd, &["consumer", "c1", "--layout", "/containers"]).is_err());
+    etcd.enable_auth("root")?;
+    let _worker = docker.run(&["--name", "roles-layout", "--publish", "80", image::worker()?])?;
+    let mut agent = Program::agent()?;
+    let user = format!("rollcall-agent-h1:{PASSWORD}");
+    agent.args(["--etcd", &etcd.endpoint(), "--etcd-user", &user, "--node", "h1", "--listen", "off"]);
+    agent.args(["--only-name", "^roles-layout$", "--layout", "containers,registrator"]);
+    let mut agent = Program::start("agent", agent)?;
+    until("the layout is there", TIMEOUT, || Ok(etcd.ctl().keys("/containers/")?.len() == 2))?;
+    // What it may not read there holds nothing else up.
+    agent.wait_log("layout registrator", TIMEOUT)?;
+    assert_eq!(etcd.ctl().keys("/rollcall/instances/h1/")?.len(), 1);
+    refuses_writes_of(&etcd, "rollcall-agent-h1", "/services/web/x");
+    refuses_writes_of(&etcd, "rollcall-agent-h1", "/containersx");
+    assert_eq!(agent.terminate(TIMEOUT)?.code(), Some(0));
     Ok(())
 }
 
