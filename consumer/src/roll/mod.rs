@@ -1,6 +1,7 @@
 //! The roll: which instances there are, why one went, and which of them a target shows.
 
 pub mod decode;
+pub mod fallback;
 pub mod follower;
 mod lost;
 mod mismatch;
@@ -33,5 +34,9 @@ pub fn describe_metrics() {
     metrics::describe_gauge!(
         "rollcall_consumer_roll_unconfirmed",
         "Instances that are kept since the store went back, until their nodes register again"
+    );
+    metrics::describe_gauge!(
+        "rollcall_consumer_kept_services",
+        "Services of which no instance passes, and those that drain or fail are kept, by target"
     );
 }

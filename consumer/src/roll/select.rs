@@ -7,7 +7,7 @@ use rollcall_shared::model::{
     name::{NodeName, ServiceName},
 };
 
-use super::stack_choice::StackChoice;
+use super::{fallback::AllFailing, stack_choice::StackChoice};
 
 /// A family of IP addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -45,6 +45,8 @@ pub struct Select {
     pub tags: Vec<String>,
     /// Statuses.
     pub statuses: Vec<Status>,
+    /// What becomes of a service of which no instance has one of them.
+    pub all_failing: AllFailing,
     /// The family of its address, picked among all it is reached at.
     pub family: Option<Family>,
 }
@@ -63,6 +65,7 @@ impl Default for Select {
             protocol: None,
             tags: vec![],
             statuses: vec![Status::Passing],
+            all_failing: AllFailing::Keep,
             family: None,
         }
     }
@@ -87,18 +90,31 @@ impl Select {
     /// Everything that it says, to be compared.
     fn criteria(&self) -> impl PartialEq {
         let Self { services, service_regex, container_regex, name_regex, labels, nodes, ports, .. } = self;
-        let Self { stack, protocol, tags, statuses, family, .. } = self;
+        let Self { stack, protocol, tags, statuses, all_failing, family, .. } = self;
         let patterns =
             [service_regex, container_regex, name_regex].map(|regex| regex.as_ref().map(Regex::as_str));
-        ((patterns, services, labels, stack, nodes), (ports, protocol, tags, statuses, family))
+        let named = (patterns, services, labels, stack, nodes);
+        (named, (ports, protocol, tags, statuses, all_failing, family))
     }
 
     /// Where the target reaches the instance, if it belongs to the target.
     pub fn endpoint(&self, id: &InstanceId, instance: &Instance) -> Option<Endpoint> {
+        if one_of(&self.statuses, &instance.status) { self.in_any_status(id, instance) } else { None }
+    }
+
+    /// Where the target reaches an instance that has none of its statuses, and may stand in where none has.
+    pub fn stand_in(&self, id: &InstanceId, instance: &Instance) -> Option<Endpoint> {
+        let may = self.all_failing == AllFailing::Keep
+            && matches!(instance.status, Status::Draining | Status::Failing)
+            && !one_of(&self.statuses, &instance.status);
+        if may { self.in_any_status(id, instance) } else { None }
+    }
+
+    /// Where the target reaches the instance, if it meets all but the status.
+    fn in_any_status(&self, id: &InstanceId, instance: &Instance) -> Option<Endpoint> {
         let service = instance.service.as_str();
         let container = instance.container.as_str();
-        let meant = one_of(&self.statuses, &instance.status)
-            && one_of(&self.services, &instance.service)
+        let meant = one_of(&self.services, &instance.service)
             && one_of(&self.nodes, &id.node)
             && one_of(&self.ports, &instance.container_port)
             && self.protocol.is_none_or(|protocol| protocol == instance.protocol)

@@ -16,6 +16,7 @@ use rollcall_shared::model::{
 use tokio::time::Instant;
 
 use super::{
+    fallback::Fallback,
     lost::LostRows,
     mismatch,
     select::Select,
@@ -72,6 +73,7 @@ pub struct Selection {
     select: Arc<Select>,
     groups: BTreeMap<ServiceName, Group>,
     len: usize,
+    fallback: Fallback,
     guard: LossGuard,
     lost: LostRows,
     /// The step with which a lost row came or went, other than by time.
@@ -94,6 +96,7 @@ impl Selection {
             select,
             groups: BTreeMap::new(),
             len: 0,
+            fallback: Fallback::default(),
             guard: LossGuard::new(guard),
             lost: LostRows::default(),
             lost_step: 0,
@@ -174,7 +177,7 @@ impl Selection {
         let old = before.as_ref().and_then(|instance| self.row(id, instance)).and_then(|row| self.take(&row));
         let new = after.as_ref().and_then(|instance| self.row(id, instance));
         let was_lost = after.is_some() && self.forget_lost(id);
-        let has_changed = was_lost || old.is_some() || new.is_some();
+        let mut has_changed = was_lost || old.is_some() || new.is_some();
         match (old, new) {
             (Some(old), Some(new)) if old.instance.service == new.instance.service => {
                 self.insert(Row { since: old.since, ..new });
@@ -187,6 +190,14 @@ impl Selection {
                     self.tally(tallies, &new, |tally| tally.came += 1);
                     self.insert(Row { since, ..new });
                 }
+            }
+        }
+        if self.fallback.shift(&self.select, shift, self.step) {
+            let mut services = [before, after].into_iter().flatten().map(|instance| &instance.service);
+            if services.any(|service| !self.groups.contains_key(service)) {
+                has_changed = true;
+                // As with a group, a step may have gone with the last row.
+                self.lost_step = self.step;
             }
         }
         has_changed
@@ -229,7 +240,18 @@ impl Selection {
                 self.lost_step = self.step;
             }
         }
-        self.guard.measure_total(self.len, now);
+        let kept = self.kept().map(|service| self.fallback.rows(service).count()).sum::<usize>();
+        self.guard.measure_total(self.len + kept, now);
+    }
+
+    /// The services of which no instance is wanted, and others stand in.
+    fn kept(&self) -> impl Iterator<Item = &ServiceName> {
+        self.fallback.services().filter(|service| !self.groups.contains_key(*service))
+    }
+
+    /// Which services keep instances that are not wanted, and which, on one line each.
+    pub fn kept_notes(&self) -> Vec<String> {
+        self.kept().filter_map(|service| self.fallback.note(service)).collect()
     }
 
     fn forget_lost(&mut self, id: &InstanceId) -> bool {
@@ -253,8 +275,9 @@ impl Selection {
         group.step = self.step;
         if group.rows.is_empty() {
             self.groups.remove(service);
-            // The group's step goes with it; the lost rows of the service may stay.
+            // The group's step goes with it; the lost rows of the service may stay, and others stand in.
             self.lost_step = self.step;
+            self.fallback.begin(service, self.step);
         }
         Some(taken)
     }
@@ -284,16 +307,19 @@ impl Selection {
     /// The services that are rendered of rows, in the order of their names.
     pub fn services<'s>(&'s self, verdict: &'s Verdict) -> Vec<&'s ServiceName> {
         let held = verdict.lost.iter().filter(|(_, rows)| !rows.is_empty()).map(|(service, _)| service);
-        let mut services: Vec<_> = self.groups.keys().collect();
+        let mut services: Vec<_> = self.groups.keys().chain(self.kept()).collect();
         services.extend(held.filter(|service| !self.groups.contains_key(*service)));
         services.sort();
+        services.dedup();
         services
     }
 
     /// The rows that a service is rendered of, in the order of address and port.
     pub fn rows<'s>(&'s self, service: &ServiceName, verdict: &'s Verdict) -> Vec<&'s Row> {
-        let present = self.groups.get(service).into_iter().flat_map(|group| &group.rows);
-        let mut rows: Vec<_> = present.collect();
+        let mut rows: Vec<_> = match self.groups.get(service) {
+            Some(group) => group.rows.iter().collect(),
+            None => self.fallback.rows(service).collect(),
+        };
         if let Some(lost) = verdict.lost.get(service) {
             // A node that came back may have other containers at the same endpoints.
             let taken: BTreeSet<_> = rows.iter().map(|row| &row.endpoint).collect();
@@ -305,7 +331,7 @@ impl Selection {
 
     /// Which rows [`Selection::rows`] gives: as long as it is the same, they are.
     pub fn version(&self, service: &ServiceName, verdict: &Verdict) -> Version {
-        let step = self.groups.get(service).map_or(0, |group| group.step);
+        let step = self.groups.get(service).map_or_else(|| self.fallback.step(service), |group| group.step);
         match verdict.lost.get(service) {
             Some(lost) => Version { step: step.max(self.lost_step), lost: Some(lost.len()) },
             None => Version { step, lost: None },
@@ -357,7 +383,7 @@ mod tests {
     use rollcall_shared::model::instance::Status;
 
     use super::*;
-    use crate::testing;
+    use crate::{roll::fallback::AllFailing, testing};
 
     const HOLD: Duration = Duration::from_secs(60);
 
@@ -421,8 +447,8 @@ mod tests {
         let nothing = Shifts { listed: true, ..Shifts::default() };
         assert!(selection.apply(&nothing, now));
         assert!(!selection.apply(&nothing, now));
-        let draining = Instance { status: Status::Draining, ..testing::instance(1, "web") };
-        assert!(!selection.apply(&testing::come([(testing::id(1), draining)]), now));
+        let starting = Instance { status: Status::Starting, ..testing::instance(1, "web") };
+        assert!(!selection.apply(&testing::come([(testing::id(1), starting)]), now));
     }
 
     #[test]
@@ -510,9 +536,69 @@ mod tests {
         assert_eq!(selection.verdict(now).floor.and_then(|hold| hold.until), Some(now + HOLD));
     }
 
+    /// Has the instance become this, having been that.
+    fn becomes(number: usize, before: Status, after: Status) -> Shifts {
+        let instance = |status| Some(Arc::new(Instance { status, ..testing::instance(number, "web") }));
+        let (id, before, after) = (testing::id(number).into(), instance(before), instance(after));
+        shifts(Shift { id, before, after, departure: None })
+    }
+
+    #[test]
+    fn a_service_of_which_none_passes_keeps_those_that_drain_or_else_those_that_fail() {
+        use Status::{Draining, Failing, Passing, Starting};
+        let now = Instant::now();
+        let mut selection = full(None, 3, now);
+        for (shifts, expected) in [
+            (becomes(1, Passing, Failing), vec![2, 3]),
+            (becomes(2, Passing, Draining), vec![3]),
+            (becomes(3, Passing, Failing), vec![2]),
+            (goes(9, Departure::Withdrawn), vec![2]),
+            (becomes(4, Starting, Starting), vec![2]),
+            (becomes(1, Failing, Passing), vec![1]),
+            (becomes(1, Passing, Failing), vec![2]),
+            (becomes(2, Draining, Starting), vec![1, 3]),
+            (becomes(1, Failing, Starting), vec![3]),
+        ] {
+            selection.apply(&shifts, now);
+            assert_eq!(rendered(&selection, now), expected, "{shifts:?}");
+            let is_kept = !expected.is_empty() && selection.is_empty();
+            assert_eq!(selection.kept_notes().len(), usize::from(is_kept));
+        }
+        let gone = Shift {
+            departure: Some(Departure::Withdrawn),
+            after: None,
+            ..becomes(3, Failing, Failing).shifts[0].clone()
+        };
+        assert!(selection.apply(&shifts(gone), now), "its container has ended");
+        assert!(selection.services(&selection.verdict(now)).is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_is_named_and_counts_for_the_floor() {
+        let now = Instant::now();
+        let mut selection = selection(None, 2);
+        selection.apply(&testing::come((1..=2).map(|n| (testing::id(n), testing::instance(n, "web")))), now);
+        for number in [1, 2] {
+            selection.apply(&becomes(number, Status::Passing, Status::Failing), now);
+        }
+        assert!(selection.verdict(now).floor.is_none());
+        let expected = "service web: none of its instances passes: all 2 failing ones are kept";
+        assert_eq!(selection.kept_notes(), [expected]);
+    }
+
+    #[test]
+    fn where_it_is_said_so_a_service_of_which_none_passes_is_empty() {
+        let now = Instant::now();
+        let select = Select { all_failing: AllFailing::Drop, ..Select::default() };
+        let mut selection = Selection::new(select.into(), GuardSettings::default());
+        selection.apply(&comes(1), now);
+        assert!(selection.apply(&becomes(1, Status::Passing, Status::Failing), now));
+        assert_eq!(rendered(&selection, now), [0; 0]);
+    }
+
     /// What an instance may become: gone, or of this service, at this endpoint, in this status.
     fn fate() -> impl Strategy<Value = Result<Instance, Departure>> {
-        let status = prop_oneof![Just(Status::Passing), Just(Status::Draining)];
+        let status = proptest::sample::select(&Status::ALL);
         prop_oneof![
             (0usize..3, prop_oneof![Just("web"), Just("api")], status).prop_map(
                 |(endpoint, service, status)| Ok(Instance { status, ..testing::instance(endpoint, service) })

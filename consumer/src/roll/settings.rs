@@ -12,6 +12,7 @@ use rollcall_shared::{
 use serde::Deserialize;
 
 use super::{
+    fallback::AllFailing,
     select::{Family, Select},
     stack_choice::StackChoice,
 };
@@ -53,6 +54,8 @@ pub struct RawSelect {
     /// Statuses; passing alone, where none is given.
     #[serde(default, deserialize_with = "one_or_many")]
     pub status: Vec<Status>,
+    /// What becomes of a service of which no instance has one of them; kept, unless statuses are given.
+    pub all_failing: Option<AllFailing>,
     /// The family of its address.
     pub family: Option<Family>,
 }
@@ -72,8 +75,11 @@ impl RawSelect {
             protocol,
             tags,
             status,
+            all_failing,
             family,
         } = self;
+        // Whoever names statuses means these.
+        let default = if status.is_empty() { AllFailing::Keep } else { AllFailing::Drop };
         Select {
             services: service,
             service_regex,
@@ -86,6 +92,7 @@ impl RawSelect {
             protocol,
             tags,
             statuses: if status.is_empty() { Select::default().statuses } else { status },
+            all_failing: all_failing.unwrap_or(default),
             family,
         }
     }
@@ -135,12 +142,25 @@ mod tests {
     }
 
     #[test]
+    fn a_service_of_which_none_passes_is_kept_unless_statuses_are_named_or_it_is_said_otherwise() {
+        for (text, expected) in [
+            ("", AllFailing::Keep),
+            ("all_failing = \"drop\"", AllFailing::Drop),
+            ("status = \"passing\"", AllFailing::Drop),
+            ("status = \"passing\"\nall_failing = \"keep\"", AllFailing::Keep),
+        ] {
+            assert_eq!(read(text).expect("a selection").all_failing, expected, "{text}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_in_plain_words() {
         for (text, expected) in [
             (
                 "status = \"up\"",
                 "\"up\" is not a status: expected one of starting, passing, failing, draining",
             ),
+            ("all_failing = \"hold\"", "unknown variant `hold`, expected `keep` or `drop`"),
             ("service_regex = \"(\"", "\"(\" is not a regular expression: unclosed group"),
             ("labels = \"=x\"", "\"=x\" is not a label: expected NAME or NAME=VALUE"),
             ("name_regex = \"x\"", "unknown field `name_regex`"),

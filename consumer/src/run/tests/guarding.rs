@@ -204,3 +204,32 @@ async fn once_and_a_dry_run_say_that_nothing_has_matched() {
     assert_eq!(outcome.expect("it has matched before"), Outcome::Changed);
     assert_eq!(scene.file(), "10.9.9.9 5432\n");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_of_which_none_passes_stays_in_the_file_and_readyz_says_so_until_one_passes() {
+    let scene = Scene::new();
+    let put = async |number: usize, status: Status| {
+        let instance = Instance { status, ..testing::instance(number, "web") };
+        scene.commit(&[Op::Put { key: testing::key(number), value: codec::encode(&instance) }]).await;
+    };
+    scene.put(1).await;
+    scene.put(2).await;
+    let running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.2 8002").await;
+    put(1, Status::Failing).await;
+    until(async || (scene.file() == "10.0.0.2 8002\n").then_some(())).await;
+    put(2, Status::Failing).await;
+    until(async || (scene.file() == "10.0.0.1 8001\n10.0.0.2 8002\n").then_some(())).await;
+    let expected = "ok; service web: none of its instances passes: all 2 failing ones are kept";
+    until(async || (running.condition("target web") == expected).then_some(())).await;
+    running.is_ready().await;
+    put(2, Status::Passing).await;
+    until(async || (scene.file() == "10.0.0.2 8002\n").then_some(())).await;
+    assert_eq!(running.condition("target web"), "ok");
+    put(2, Status::Draining).await;
+    pass().await;
+    assert_eq!(scene.file(), "10.0.0.2 8002\n", "it still serves");
+    scene.delete(2).await;
+    scene.delete(1).await;
+    until(async || scene.file().is_empty().then_some(())).await;
+}

@@ -51,12 +51,12 @@ async fn look(
     let now = Instant::now();
     let (mut renderer, installer) = worker::parts(target);
     worker::seed(&mut renderer, &installer);
-    let (changes, verdict, mismatch) = {
+    let (changes, verdict, mismatch, kept) = {
         let selection = selection.borrow();
         let verdict = selection.verdict(now);
         let may_empty = has_matched || target.allow_empty;
         let mismatch = if may_empty { None } else { selection.mismatch() };
-        (renderer.changes(&selection, &verdict), verdict, mismatch)
+        (renderer.changes(&selection, &verdict), verdict, mismatch, selection.kept_notes())
     };
     let mut say = |line: String| writeln!(text, "target {}: {line}", target.name).expect("a text takes it");
     let dest = target.file.dest.display();
@@ -66,6 +66,7 @@ async fn look(
     }
     let Rendered { bytes, left_out, keeps_hosts, .. } = renderer.render(changes, now)?;
     verdict.services.into_values().for_each(|hold| say(hold.reason));
+    kept.into_iter().for_each(&mut say);
     left_out.into_iter().for_each(|instance| say(format!("leaves out {instance}")));
     if keeps_hosts {
         say(worker::KEPT.to_owned());

@@ -88,6 +88,8 @@ struct Taken {
     started: Vec<Timestamp>,
     /// Why nothing has ever matched, where that keeps the file from being emptied.
     mismatch: Option<String>,
+    /// Which services keep what is not wanted, on one line each.
+    kept: Vec<String>,
     step: u64,
 }
 
@@ -129,7 +131,9 @@ impl Worker {
         if self.template.has_changed() {
             self.isolate(Isolated::default());
         }
-        let Taken { changes, verdict, started, mismatch, step } = self.take(&selection.borrow(), now);
+        let Taken { changes, verdict, started, mismatch, kept, step } = self.take(&selection.borrow(), now);
+        metrics::gauge!("rollcall_consumer_kept_services", "target" => self.target.clone())
+            .set(kept.len() as f64);
         let found = self.installer.stamp();
         if let Some(Hold { until, reason }) = verdict.floor {
             let was_changed = self.current.as_ref().is_some_and(|current| current.stamp != found);
@@ -157,11 +161,8 @@ impl Worker {
             digest: self.state.is_some().then(|| Digest::of(&bytes)),
             instances,
             held,
-            notes: note(&left_out)
-                .into_iter()
-                .chain(keeps_hosts.then(|| KEPT.to_owned()))
-                .chain(self.isolated.notes())
-                .collect(),
+            notes: [kept, notes(&left_out, keeps_hosts), self.isolated.notes().into_iter().collect()]
+                .concat(),
             started,
             look_again: [next_change, self.renderer.next_look()].into_iter().flatten().min(),
             step,
@@ -213,6 +214,7 @@ impl Worker {
             changes,
             started: selection.newer_than(self.shown).map(|row| row.instance.started_at).collect(),
             mismatch: if never_matched { selection.mismatch() } else { None },
+            kept: selection.kept_notes(),
             step: selection.step(),
             verdict,
         }
@@ -339,14 +341,16 @@ pub(super) fn unmatched(reason: &str) -> String {
     format!("nothing has matched yet, and it is not emptied without allow_empty: {reason}")
 }
 
-/// One line for what the format cannot express.
-fn note(left_out: &[String]) -> Option<String> {
-    let first = left_out.first()?;
-    let more = match left_out.len() - 1 {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    Some(format!("leaves out what the format cannot express: {first}{more}"))
+/// One line for what the format cannot express, and one where host names stay that do not resolve.
+fn notes(left_out: &[String], keeps_hosts: bool) -> Vec<String> {
+    let left_out = left_out.first().map(|first| {
+        let more = match left_out.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("leaves out what the format cannot express: {first}{more}")
+    });
+    left_out.into_iter().chain(keeps_hosts.then(|| KEPT.to_owned())).collect()
 }
 
 /// What renders and what installs a target's file.
