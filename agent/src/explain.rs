@@ -9,7 +9,7 @@ use rollcall_shared::{
         instance::{Endpoint, Instance},
         signal::Signal,
     },
-    process::{host, setting::SettingError, text::escaped},
+    process::{error::one_line, health::Explainer, host, setting::SettingError, text::escaped},
 };
 use tokio::sync::watch;
 
@@ -67,6 +67,18 @@ pub async fn explain(
 /// The container that this process runs in, if it does: Docker makes its ID the host name.
 async fn own_container(docker: &Docker) -> Result<RunningContainers, Error> {
     Ok(docker.inspect(&host::name()).await?.into_iter().map(keyed).collect())
+}
+
+/// Explains containers by the settings of the process that runs.
+pub fn explainer(settings: Settings, layouts: LayoutSettings, keys: Keys, readers: Readers) -> Explainer {
+    let told = Arc::new((settings, layouts, keys, readers));
+    Arc::new(move |container| {
+        let told = told.clone();
+        Box::pin(async move {
+            let (settings, layouts, keys, readers) = &*told;
+            explain(settings, layouts, keys, readers, &container).await.map_err(|error| one_line(&error))
+        })
+    })
 }
 
 /// The container whose network this one shares, if it does.

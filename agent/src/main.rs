@@ -13,6 +13,8 @@ fn main() -> ExitCode {
 }
 
 fn start(Cli { command, settings }: Cli) -> Result<(), Failure> {
+    let has_own_settings =
+        cli::has_flags(std::env::args_os().skip(1), &["--listen", "--log", "--log-format"]);
     telemetry::start_logs(&settings.logs)?;
     // One thread: what an event causes is many small steps in a row, and waking another thread for each takes longer
     // than the step.
@@ -24,7 +26,7 @@ fn start(Cli { command, settings }: Cli) -> Result<(), Failure> {
             .map_err(Failure::failed)
             .and_then(|text| cli::print(&text).map_err(Failure::failed)),
         Some(Command::Explain { container }) => {
-            let explained = runtime.block_on(program::explain(&settings, &container));
+            let explained = runtime.block_on(program::explain(&settings, &container, has_own_settings));
             explained.and_then(|text| cli::print(&text).map_err(Failure::failed))
         }
         None => runtime.block_on(program::run(settings)),

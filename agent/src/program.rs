@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use rollcall_shared::{
     process::{
         cli::Failure,
-        health::{self, Listen, PrometheusHandle},
+        health::{self, Explainer, Listen, PrometheusHandle},
         readiness::{Condition, Conditions, Readiness},
         reload::{self, Reloads},
         service::ServiceManager,
@@ -127,7 +127,8 @@ pub async fn run(settings: ProgramSettings) -> Result<(), Failure> {
     let (readiness, relist) = (Readiness::default(), Arc::<Notify>::default());
     let listener = health::bind(listen).await.map_err(Failure::failed)?;
     let attending = attend(readiness.clone(), relist.clone(), reloads, stop.clone());
-    let serving = serve(listener, readiness.clone(), metrics);
+    let explainer = explain::explainer(agent.clone(), layouts.clone(), keys.clone(), readers.clone());
+    let serving = serve(listener, readiness.clone(), metrics, explainer);
     let is_confined = !agent.filter.containers.is_empty();
     let agent = Agent {
         settings: agent,
@@ -158,9 +159,12 @@ async fn serve(
     listener: Option<TcpListener>,
     readiness: Readiness,
     metrics: PrometheusHandle,
+    explainer: Explainer,
 ) -> io::Result<()> {
     match listener {
-        Some(listener) => health::serve(listener, readiness, metrics, CancellationToken::new()).await,
+        Some(listener) => {
+            health::serve(listener, readiness, metrics, Some(explainer), CancellationToken::new()).await
+        }
         None => std::future::pending().await,
     }
 }
@@ -191,11 +195,23 @@ async fn attend(readiness: Readiness, relist: Arc<Notify>, mut reloads: Reloads,
     }
 }
 
-/// Explains a running container, by name or ID. That needs no store.
+/// Explains a running container, by name or ID, with the settings of the agent that runs at `--listen`; or, where some are
+/// given here or none runs, with those that are given here. That needs no store.
 ///
 /// # Errors
 /// As of [`explain::explain`].
-pub async fn explain(settings: &ProgramSettings, container: &str) -> Result<String, Failure> {
+pub async fn explain(
+    settings: &ProgramSettings,
+    container: &str,
+    has_own_settings: bool,
+) -> Result<String, Failure> {
+    let listen = settings.process.listen;
+    if !has_own_settings {
+        if let Some(text) = health::explain(listen, container).map_err(Failure::failed)? {
+            return Ok(text);
+        }
+        tracing::warn!(%listen, "no agent answers: explaining by the settings that are given here");
+    }
     let ProgramSettings { etcd, agent, loopback, layouts, lease: _, process: _, logs: _ } = settings;
     let readers = readers(etcd, *loopback);
     agent.node.check(&readers)?;

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use rollcall_agent::{
     AddressMode, Agent, LayoutSettings, Port,
     exec::AllowedCommand,
+    explain::explainer,
     registration::{self, address::Readers},
     signals::Allowed,
 };
@@ -14,6 +15,8 @@ use rollcall_shared::{
     keys::Keys,
     model::{check::CheckRule, instance::Protocol, signal::Delivery},
     process::{
+        cli::Failure,
+        health::{self, Explainer},
         readiness::{Condition, Readiness},
         setting::SettingError,
     },
@@ -23,7 +26,7 @@ use rollcall_shared::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{CITUS_PORT, Plan, TargetConfig},
+    config::{CITUS_PORT, Plan, Settings, TargetConfig},
     sink::file::{Check, notify::Notify},
 };
 
@@ -58,6 +61,11 @@ impl Embedded {
         settings.signals.allow.extend(deliveries.map(Allowed::from));
         settings.exec.commands.extend(plan.targets.iter().filter_map(check).map(AllowedCommand::from));
         Self { settings, lease, wait }
+    }
+
+    /// Explains containers as this agent registers them.
+    pub fn explainer(&self, keys: Keys) -> Explainer {
+        explainer(self.settings.clone(), LayoutSettings::default(), keys, Readers::ThisHost)
     }
 
     /// Runs until it is stopped.
@@ -126,6 +134,35 @@ pub fn delivery(target: &TargetConfig) -> Option<&Delivery> {
 /// The containers in which a target has its files checked, if it has.
 fn check(target: &TargetConfig) -> Option<CheckRule> {
     target.file.check.as_ref().and_then(Check::rule)
+}
+
+/// Explains a container of this host, with the settings of the consumer that runs at `--listen`, or, where none runs, with
+/// these.
+///
+/// # Errors
+/// No such container, or no agent within this process that could explain it.
+pub async fn explain(settings: Settings, container: &str) -> Result<String, Failure> {
+    let listen = settings.consumer.listen;
+    if let Some(text) = health::explain(listen, container).map_err(Failure::failed)? {
+        return Ok(text);
+    }
+    let plan = settings.plan()?;
+    if !plan.embedded {
+        let expected = "none: beside etcd it is the agent that explains a container";
+        return Err(SettingError::new("--etcd", "given", expected).into());
+    }
+    tracing::warn!(%listen, "no consumer answers: explaining by the settings that are given here");
+    let Settings { consumer, agent, lease, etcd, .. } = settings;
+    let explainer = Embedded::new(agent, lease, consumer.wait, &plan).explainer(etcd.prefix);
+    explainer(container.to_owned()).await.map_err(Failure::failed)
+}
+
+/// The failure of an agent that was started because there is no etcd.
+pub fn failure(failure: Failure) -> Failure {
+    match failure {
+        Failure::Failed(_) => Failure::failed(format!("without --etcd, Docker is asked here: {failure}")),
+        usage => usage,
+    }
 }
 
 /// Waits until the agent has registered what runs: before that the empty store says nothing.

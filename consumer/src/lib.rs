@@ -30,4 +30,5 @@ pub mod supervisor;
 #[cfg(test)]
 mod testing;
 
+pub use embedded::explain;
 pub use run::run;

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use rollcall_consumer::{
     config::{Cli, Command, backends_updater},
-    run,
+    explain, run,
 };
 use rollcall_shared::process::{
     cli::{self, Failure},
@@ -23,12 +23,12 @@ fn start() -> Result<(), Failure> {
     let understood = backends_updater::understand(std::env::args_os().collect(), is_set)?;
     let Cli { command, mut settings } = cli::parse_from(understood.args);
     let listen = settings.consumer.listen;
-    match command {
+    match &command {
         Some(Command::Healthcheck) => return health::check(listen).map_err(Failure::failed),
         Some(Command::Status) => {
             return cli::print(&health::status(listen).map_err(Failure::failed)?).map_err(Failure::failed);
         }
-        Some(command) => settings.citus.tool = command.tool(),
+        Some(other) => settings.citus.tool = other.tool(),
         None => {}
     }
     telemetry::start_logs(&settings.logs)?;
@@ -37,7 +37,14 @@ fn start() -> Result<(), Failure> {
     // than the step. What blocks has threads of its own.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
-    let result = runtime.block_on(run(settings));
+    let result = runtime.block_on(async {
+        match command {
+            Some(Command::Explain { container }) => {
+                cli::print(&explain(settings, &container).await?).map_err(Failure::failed)
+            }
+            _ => run(settings).await,
+        }
+    });
     runtime.shutdown_timeout(BLOCKING_TIMEOUT);
     result
 }

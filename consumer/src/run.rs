@@ -16,7 +16,12 @@ use rollcall_shared::{
         name::{ConsumerName, ContainerId, TargetName},
     },
     process::{
-        cli::Failure, health, readiness::Readiness, reload, service::ServiceManager, setting::SettingError,
+        cli::Failure,
+        health::{self, Explainer, Listen},
+        readiness::Readiness,
+        reload,
+        service::ServiceManager,
+        setting::SettingError,
         shutdown, telemetry, time,
     },
     reflector::Reflector,
@@ -88,7 +93,11 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         false => Some(open_state(&plan, state_dir.clone(), &consumer.readiness).await?),
     };
     if !once && !dry_run {
-        consumer.serve(listen).await?;
+        if settings.consumer.config.is_none() {
+            plan.targets.iter().filter(|target| target.file.notify.is_none()).for_each(warn_unnotified);
+        }
+        let explainer = embedded.as_ref().map(|embedded| embedded.explainer(consumer.keys.clone()));
+        consumer.serve(listen, explainer).await?;
     }
     if let Some(embedded) = embedded {
         consumer.embed(embedded).await?;
@@ -99,6 +108,15 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     };
     consumer.supervisor.end().await;
     result
+}
+
+/// A line of flags without a notifier has most likely forgotten it.
+fn warn_unnotified(target: &TargetConfig) {
+    tracing::warn!(
+        file = %target.file.dest.display(),
+        "nobody is told of a new file: expected --notify-pid-file, --notify-command, --notify-container, \
+         --notify-service or --notify-label, unless its reader looks by itself"
+    );
 }
 
 /// Shows what would change. Whoever reads it may have seen enough before its end.
@@ -243,12 +261,13 @@ impl Consumer {
     }
 
     /// Serves health and metrics.
-    async fn serve(&mut self, listen: health::Listen) -> Result<(), Failure> {
+    async fn serve(&mut self, listen: Listen, explainer: Option<Explainer>) -> Result<(), Failure> {
         let metrics = telemetry::start_metrics().map_err(Failure::failed)?;
         target::describe_metrics();
         roll::describe_metrics();
         let Some(listener) = health::bind(listen).await.map_err(Failure::failed)? else { return Ok(()) };
-        let serving = health::serve(listener, self.readiness.clone(), metrics, self.supervisor.stop.clone());
+        let (readiness, stop) = (self.readiness.clone(), self.supervisor.stop.clone());
+        let serving = health::serve(listener, readiness, metrics, explainer, stop);
         self.supervisor.spawn_ending("health server", async move { serving.await.map_err(Failure::failed) });
         Ok(())
     }
@@ -261,7 +280,7 @@ impl Consumer {
         tokio::select! {
             // Neither branch has taken anything when it is dropped.
             () = embedded::registered(&readiness) => Ok(()),
-            ended = self.supervisor.watch() => ended,
+            ended = self.supervisor.watch() => ended.map_err(embedded::failure),
         }
     }
 

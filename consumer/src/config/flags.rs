@@ -38,8 +38,13 @@ pub struct Cli {
 }
 
 /// What to do instead of following the roll.
-#[derive(Debug, Clone, Copy, clap::Subcommand)]
+#[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
+    /// Without etcd, say what is registered of a running container and why, or why not
+    Explain {
+        /// Its name or ID
+        container: String,
+    },
     /// Ask the consumer that runs at --listen whether it is alive
     Healthcheck,
     /// Say how the consumer that runs at --listen fares, a line for each part; ends with 1 if none answers
@@ -54,9 +59,9 @@ pub enum Command {
 
 impl Command {
     /// The tool whose work is asked for by the name of its command.
-    pub fn tool(self) -> Option<Tool> {
+    pub fn tool(&self) -> Option<Tool> {
         match self {
-            Command::Healthcheck | Command::Status => None,
+            Command::Explain { .. } | Command::Healthcheck | Command::Status => None,
             Command::WorkerlistGen => Some(Tool::WorkerlistGen),
             Command::DockercloudWorkerlistGen => Some(Tool::DockercloudWorkerlistGen),
         }

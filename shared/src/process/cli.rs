@@ -81,6 +81,13 @@ fn without_empty(command: Command, variable: impl Fn(&OsStr) -> Option<OsString>
     })
 }
 
+/// Whether there is a flag among the arguments, other than these.
+pub fn has_flags(args: impl IntoIterator<Item = OsString>, others: &[&str]) -> bool {
+    let is_flag = |arg: &OsString| arg.to_str().is_some_and(|arg| arg.starts_with('-'));
+    let name = |arg: &OsString| arg.to_str().and_then(|arg| arg.split('=').next()).map(str::to_owned);
+    args.into_iter().filter(is_flag).any(|arg| name(&arg).is_some_and(|name| !others.contains(&&*name)))
+}
+
 /// Prints a text. A reader that has read enough is no failure.
 ///
 /// # Errors
@@ -150,6 +157,20 @@ mod tests {
         });
         let left: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()).collect();
         assert_eq!(left, ["FULL", "ABSENT"]);
+    }
+
+    #[test]
+    fn flags_are_told_from_values_and_from_those_that_do_not_count() {
+        let has = |line: &str| has_flags(line.split(' ').map(OsString::from), &["--listen"]);
+        for (line, expected) in [
+            ("explain web", false),
+            ("explain web --listen 127.0.0.1:1", false),
+            ("--listen=127.0.0.1:1 explain web", false),
+            ("explain web --etcd=x", true),
+            ("explain web --loopback", true),
+        ] {
+            assert_eq!(has(line), expected, "{line}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The HTTP server of `/healthz`, `/readyz` and `/metrics`.
+//! The HTTP server of `/healthz`, `/readyz` and `/metrics`, and of `/explain/CONTAINER` for this host's own processes.
 
 use std::{
     collections::BTreeMap,
@@ -6,13 +6,22 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
-use axum::{Router, http::StatusCode, http::header::CONTENT_TYPE, routing::get};
+use axum::{
+    Router,
+    extract::{ConnectInfo, Path},
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
+use futures_util::future::BoxFuture;
 pub use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::model::name::ContainerName;
 
 use super::{
     readiness::{Condition, Conditions, Readiness},
@@ -61,6 +70,23 @@ pub async fn bind(listen: Listen) -> Result<Option<TcpListener>, SettingError> {
     }
 }
 
+/// Explains a container by name or ID, with the settings of the process that runs; or says why it cannot.
+pub type Explainer = Arc<dyn Fn(String) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
+
+/// The routes of an explainer. What it tells of a container is for this host: others are refused.
+fn explaining(explainer: Explainer) -> Router {
+    let explain = async move |ConnectInfo(peer): ConnectInfo<SocketAddr>, Path(container): Path<String>| {
+        if !peer.ip().to_canonical().is_loopback() {
+            return (StatusCode::FORBIDDEN, "only this host is answered\n".to_owned());
+        }
+        match explainer(container).await {
+            Ok(text) => (StatusCode::OK, text),
+            Err(reason) => (StatusCode::NOT_FOUND, reason + "\n"),
+        }
+    };
+    Router::new().route("/explain/{container}", get(explain))
+}
+
 /// Answers until the token is cancelled.
 ///
 /// # Errors
@@ -69,6 +95,7 @@ pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
     metrics: PrometheusHandle,
+    explainer: Option<Explainer>,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let ready = move || {
@@ -84,8 +111,10 @@ pub async fn serve(
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(metrics));
+        .route("/metrics", get(metrics))
+        .merge(explainer.map(explaining).unwrap_or_default());
     tracing::debug!(address = %listener.local_addr()?, "serving health and metrics");
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
@@ -114,6 +143,14 @@ pub enum CheckError {
         address: SocketAddr,
         /// Why not.
         source: io::Error,
+    },
+    /// It cannot explain a container.
+    #[error("{address} says: {reason}")]
+    Unexplained {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        reason: String,
     },
     /// It answers something else than 200.
     #[error("{address} answers {answer:?}")]
@@ -150,6 +187,26 @@ pub fn status(listen: Listen) -> Result<String, CheckError> {
     let whole = if ready { "ready" } else { "not ready" };
     let lines = conditions.iter().map(|(part, condition)| format!("  {part}: {condition}\n"));
     Ok(format!("{whole}\n{}", lines.collect::<String>()))
+}
+
+/// What the process that runs at `listen` explains of a container; `None` where none runs that could.
+///
+/// # Errors
+/// It cannot explain it; why not.
+pub fn explain(listen: Listen, container: &str) -> Result<Option<String>, CheckError> {
+    // Anything else is no container, and could be another path.
+    if container.parse::<ContainerName>().is_err() {
+        return Ok(None);
+    }
+    let Ok((address, answer)) = ask(listen, &format!("/explain/{container}")) else { return Ok(None) };
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    match answer.split_ascii_whitespace().nth(1) {
+        Some("200") => Ok(Some(body.to_owned())),
+        Some("404") if !body.is_empty() => {
+            Err(CheckError::Unexplained { address, reason: body.trim_end().to_owned() })
+        }
+        _ => Ok(None),
+    }
 }
 
 fn unhealthy(address: SocketAddr, answer: &str) -> CheckError {

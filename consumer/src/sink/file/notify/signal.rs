@@ -106,11 +106,11 @@ impl SignalNotifier {
             self.part.failed(format!("{}: {first}{more}", self.rule));
         } else if progress.is_complete {
             self.part.ready();
+        } else if is_late && progress.receivers == 0 {
+            // A name that is misspelled looks like this.
+            self.part.failed(format!("waiting for a container to signal: {}", self.rule.to));
         } else if is_late {
-            self.part.waiting(match progress.receivers {
-                0 => format!("waiting for a container to signal: {}", self.rule.to),
-                _ => format!("waiting for an agent to signal {}", self.rule.to),
-            });
+            self.part.waiting(format!("waiting for an agent to signal {}", self.rule.to));
         }
     }
 }
