@@ -10,7 +10,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A template that pastes a label: whoever starts a container may write anything into the file.
 const TEMPLATE: &str = "{% for i in instances %}upstream u{{ loop.index }} { server {{ i.address }}:{{ i.port }}; }\n\
-                        # {{ i.labels['note'] | default('-') }}\n{% endfor %}";
+                        {{ i.labels['note'] | default('') }}\n{% endfor %}";
 
 /// An nginx with a folder that it shares with a consumer, and etcd and an agent beside them.
 struct Scene {
@@ -42,7 +42,7 @@ impl Scene {
             "--volume",
             &script,
         ];
-        args.extend(["--label", "rollcall.signal=HUP"]);
+        args.extend(["--label", "rollcall.signal=HUP", "--publish", "80"]);
         let label = label.map(|label| format!("rollcall.exec={label}"));
         if let Some(label) = &label {
             args.extend(["--label", label]);
@@ -125,18 +125,18 @@ impl Consumer {
 #[test]
 fn what_nginx_refuses_in_its_own_container_is_not_installed_and_its_words_are_told() -> Result<()> {
     let scene = Scene::start("checked", Some("nginx-check"))?;
-    scene.put(1, "fine")?;
+    scene.put(1, "")?;
     let mut consumer = scene.consumer("")?;
     consumer.is_ready()?;
     let good = scene.file();
     ensure!(good.contains("10.0.0.1:80"), "{good}");
-    scene.put(2, "x\\nserver { evil }")?;
+    scene.put(2, "evil { }")?;
     let said = consumer.says("refuses it with exit code 1")?;
     ensure!(said.contains("[emerg]") && said.contains("evil"), "{said}");
     assert_eq!(scene.file(), good);
     let left = fs::read_dir(scene.dir.path().join("conf.d"))?.count();
     assert_eq!(left, 1, "nothing that was staged is left");
-    scene.put(2, "mended")?;
+    scene.put(2, "")?;
     consumer.is_ready()?;
     until("the mended one is installed", TIMEOUT, || Ok(scene.file().contains("10.0.0.2:80")))?;
     assert_eq!(consumer.program.terminate(TIMEOUT)?.code(), Some(0));
@@ -144,9 +144,50 @@ fn what_nginx_refuses_in_its_own_container_is_not_installed_and_its_words_are_to
 }
 
 #[test]
+fn the_instance_that_nginx_refuses_is_left_out_and_named_and_the_others_are_served() -> Result<()> {
+    let scene = Scene::start("isolated", Some("nginx-check"))?;
+    for number in 1..=5 {
+        scene.put(number, if number == 3 { "evil { }" } else { "" })?;
+    }
+    let consumer = scene.consumer("check_isolates = true")?;
+    let said = consumer.says("leaves out service web, container c3 on node h9 (10.0.0.3:80)")?;
+    ensure!(said.contains("[emerg]"), "{said}");
+    consumer.is_ready()?;
+    let file = scene.file();
+    ensure!(file.matches("server ").count() == 4 && !file.contains("10.0.0.3"), "{file}");
+    scene.nginx.exec(&["nginx", "-t", "-q"])?;
+    let metrics = http::get(&format!("{}/metrics", consumer.url))?.body;
+    ensure!(metrics.contains("rollcall_consumer_isolated_instances{target=\"proxy\"} 1"), "{metrics}");
+    Ok(())
+}
+
+#[test]
+fn what_nginx_takes_and_does_not_serve_with_is_taken_back_and_nginx_told_again() -> Result<()> {
+    let scene = Scene::start("verified", Some("nginx-check"))?;
+    let answer = |status: u16| format!("server {{ listen 80; location = /health {{ return {status}; }} }}");
+    let url = format!("http://{}/health", scene.nginx.published(80)?);
+    scene.put(1, &answer(200))?;
+    let consumer = scene.consumer(&format!("verify = {{ http = \"{url}\", timeout = \"2s\" }}"))?;
+    until("nginx answers", TIMEOUT, || Ok(http::get(&url)?.status == 200))?;
+    consumer.is_ready()?;
+    let good = scene.file();
+    until("it was verified", TIMEOUT, || Ok(scene.dir.path().join("state/proxy.good").exists()))?;
+    scene.put(1, &answer(503))?;
+    let said = consumer.says("the last good file is back")?;
+    ensure!(said.contains("the answer has status 503"), "{said}");
+    assert_eq!(scene.file(), good);
+    until("nginx answers as before", TIMEOUT, || Ok(http::get(&url)?.status == 200))?;
+    let reloads = scene.nginx.logs()?.matches("reconfiguring").count();
+    ensure!(reloads >= 3, "{reloads} reloads");
+    scene.put(1, &answer(200))?;
+    consumer.is_ready()?;
+    Ok(())
+}
+
+#[test]
 fn a_container_that_does_not_allow_the_check_is_named_with_what_would() -> Result<()> {
     let mut scene = Scene::start("unallowed", Some("nginx -t"))?;
-    scene.put(1, "fine")?;
+    scene.put(1, "")?;
     let consumer = scene.consumer("")?;
     let said = consumer.says("does not allow the command")?;
     ensure!(
@@ -169,7 +210,7 @@ fn a_container_that_does_not_allow_the_check_is_named_with_what_would() -> Resul
 fn a_stack_whose_proxy_does_not_run_yet_gets_its_file_unchecked() -> Result<()> {
     let scene = Scene::start("unchecked", Some("nginx-check"))?;
     scene.nginx.stop(1)?;
-    scene.put(1, "fine")?;
+    scene.put(1, "")?;
     let consumer = scene.consumer("")?;
     until("the file is there", TIMEOUT, || Ok(scene.file().contains("10.0.0.1:80")))?;
     consumer.says("installed unchecked, as container unchecked-proxy does not run")?;

@@ -19,7 +19,10 @@ use rollcall_shared::{
 };
 use serde::{
     Deserialize, Deserializer,
-    de::{self, Error as _, SeqAccess, Visitor},
+    de::{
+        self, DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
 };
 
 use super::target::{RawTarget, TargetConfig};
@@ -32,6 +35,7 @@ use crate::{
         notify::settings::RawNotify,
         render::Format,
         settings::{RawBackups, RawFile},
+        verify::RawVerify,
     },
     target::{loss_guard::RawGuard, pacer::RawPace},
 };
@@ -126,10 +130,13 @@ struct TargetTable {
     mode: Option<Mode>,
     #[serde(default, deserialize_with = "parsed")]
     owner: Option<Owner>,
+    #[serde(default, deserialize_with = "command_or_table")]
     check: Option<RawCheck>,
     #[serde(default, deserialize_with = "time")]
     check_timeout: Option<Duration>,
     check_isolates: Option<bool>,
+    #[serde(default, deserialize_with = "command_or_table")]
+    verify: Option<RawVerify>,
     notify: Option<RawNotify>,
     pace: Option<RawPace>,
     #[serde(default, deserialize_with = "time")]
@@ -153,19 +160,9 @@ impl From<TargetTable> for RawTarget {
     fn from(table: TargetTable) -> Self {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, notify, .. } = table;
-        let TargetTable { check, check_timeout, check_isolates, .. } = table;
-        let file = RawFile {
-            dest,
-            format,
-            template,
-            mode,
-            owner,
-            check,
-            check_timeout,
-            check_isolates,
-            backups,
-            notify,
-        };
+        let TargetTable { check, check_timeout, check_isolates, verify, .. } = table;
+        let file = RawFile { dest, format, template, mode, owner, backups, notify, ..RawFile::default() };
+        let file = RawFile { check, check_timeout, check_isolates, verify, ..file };
         Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file }
     }
 }
@@ -207,6 +204,42 @@ pub(crate) fn command<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Comma
         }
     }
     from.deserialize_any(Words).map(Some)
+}
+
+/// A setting that is a command or, where there is more to say, a table.
+pub(crate) trait CommandOrTable: Sized {
+    /// The table.
+    type Table: DeserializeOwned;
+
+    /// A command alone.
+    fn of_command(command: CommandLine) -> Self;
+
+    /// A table.
+    fn of_table(table: Self::Table) -> Self;
+}
+
+/// A command, as text or as a list of words, or a table.
+pub(crate) fn command_or_table<'de, D: Deserializer<'de>, T: CommandOrTable>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    struct Either<T>(PhantomData<T>);
+    impl<'de, T: CommandOrTable> Visitor<'de> for Either<T> {
+        type Value = T;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a command, a list of its words, or a table")
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map(T::of_command).map_err(E::custom)
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, words: A) -> Result<T, A::Error> {
+            let words = Vec::deserialize(SeqAccessDeserializer::new(words))?;
+            CommandLine::from_words(words).map(T::of_command).map_err(A::Error::custom)
+        }
+        fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<T, A::Error> {
+            T::Table::deserialize(MapAccessDeserializer::new(table)).map(T::of_table)
+        }
+    }
+    from.deserialize_any(Either(PhantomData)).map(Some)
 }
 
 /// One value or a list of them, each a text or a whole number.

@@ -33,6 +33,7 @@ mod isolating;
 mod notifying;
 mod once;
 mod reloading;
+mod verifying;
 
 const LEASE: LeaseSettings = LeaseSettings { ttl: Duration::from_secs(60), refresh: Duration::from_secs(30) };
 const SIGNAL: &str = "[target.notify]\ncontainer = \"proxy\"\n";

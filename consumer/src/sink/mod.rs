@@ -20,6 +20,14 @@ pub trait Sink: Send + std::fmt::Debug + 'static {
     /// What was there last stays; it is tried again, with the next selection or after a while.
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError>;
 
+    /// Verifies what was applied, once everybody has taken it. What was verified before is not verified again.
+    ///
+    /// # Errors
+    /// It does not work: the next [`Sink::apply`] puts back what was verified last.
+    async fn verify(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
     /// Remembers over restarts which generation was acked, and by which receivers.
     ///
     /// # Errors

@@ -48,6 +48,9 @@ pub struct Target {
     /// When to remember what was applied and acked, if that is not remembered yet.
     remember_at: Option<Instant>,
     backoff: Backoff,
+    /// Why what was applied last does not work, if it does not.
+    unverified: Option<String>,
+    stop: CancellationToken,
     part: Part,
 }
 
@@ -107,6 +110,10 @@ pub fn describe_metrics() {
         "rollcall_consumer_unmatched",
         "Whether the last file stays as nothing has matched the selection yet, by target"
     );
+    metrics::describe_counter!(
+        "rollcall_consumer_rollbacks_total",
+        "Changes that did not work and were taken back, by target"
+    );
     metrics::describe_gauge!("rollcall_consumer_instances", "Instances that the target has, by target");
     metrics::describe_gauge!(
         "rollcall_consumer_isolated_instances",
@@ -148,6 +155,8 @@ impl Target {
             reconcile_at: None,
             remember_at: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
+            unverified: None,
+            stop: CancellationToken::new(),
             part,
         }
     }
@@ -159,6 +168,7 @@ impl Target {
 
     /// Follows its selection until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.stop = stop.clone();
         loop {
             let turn_at = self.turn_at();
             let now = Instant::now();
@@ -216,7 +226,7 @@ impl Target {
             }
         }
         self.remember().await;
-        Ok(())
+        self.unverified.take().map_or(Ok(()), |reason| Err(TargetError::NotApplied(reason)))
     }
 
     fn is_acked(&self) -> bool {
@@ -302,6 +312,27 @@ impl Target {
             (true, false) => self.part.noted(notes.join("; ")),
             (false, _) => self.part.failed([held, notes].concat().join("; ")),
         }
+        if self.notifier.is_none() || self.is_acked() {
+            self.verify().await;
+        }
+    }
+
+    /// Has what everybody has taken verified; where it does not work, what was verified last is put back and notified.
+    async fn verify(&mut self) {
+        let verified = tokio::select! {
+            // What is not verified by then is after the restart.
+            biased;
+            () = self.stop.cancelled() => return,
+            verified = self.sink.verify() => verified,
+        };
+        if let Err(error) = verified {
+            let reason = one_line(&*error);
+            tracing::error!(reason, "what was installed does not work");
+            self.count("rollcall_consumer_rollbacks_total");
+            self.unverified = Some(reason);
+            // A failure is in the condition, and tried again.
+            let _ = Box::pin(self.turn()).await;
+        }
     }
 
     /// Somebody has taken a change.
@@ -318,6 +349,7 @@ impl Target {
         if is_complete && !was_complete {
             self.acked(generation);
             self.remember().await;
+            self.verify().await;
         }
     }
 

@@ -39,7 +39,7 @@ impl Isolated {
     }
 
     /// How many are left out.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 

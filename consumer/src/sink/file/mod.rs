@@ -11,6 +11,7 @@ pub mod render;
 pub mod settings;
 #[allow(clippy::module_inception, reason = "the room's main type is the sink")]
 pub mod sink;
+pub mod verify;
 mod worker;
 
 pub use check::Check;

@@ -11,6 +11,7 @@ use super::{
     install::{Backups, Mode, Owner},
     notify::{Notify, settings::RawNotify},
     render::{Content, Format},
+    verify::{RawVerify, Verify},
 };
 
 /// A file that is kept, and what follows from it.
@@ -26,6 +27,8 @@ pub struct FileConfig {
     pub owner: Option<Owner>,
     /// What a staged file must pass.
     pub check: Option<Check>,
+    /// How it is verified once its reader has it.
+    pub verify: Option<Verify>,
     /// Which earlier files are kept.
     pub backups: Option<Backups>,
     /// Whom to notify of a new file.
@@ -54,6 +57,8 @@ pub struct RawFile {
     pub check_timeout: Option<Duration>,
     /// Whether instances are left out for which it refuses the file.
     pub check_isolates: Option<bool>,
+    /// How it is verified once its reader has it.
+    pub verify: Option<RawVerify>,
     /// Which earlier files are kept.
     pub backups: Option<RawBackups>,
     /// Whom to notify of a new file.
@@ -92,6 +97,7 @@ impl RawFile {
             check,
             check_timeout,
             check_isolates,
+            verify,
             backups,
             notify,
         } = self;
@@ -121,7 +127,8 @@ impl RawFile {
         };
         let backups = backups.map(RawBackups::parse).transpose()?;
         let notify = notify.map(RawNotify::parse).transpose()?;
-        Ok(FileConfig { dest, content, mode, owner, check, backups, notify })
+        let verify = verify.map(RawVerify::parse).transpose()?;
+        Ok(FileConfig { dest, content, mode, owner, check, verify, backups, notify })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It notifies nobody; it remembers what was acked, and so knows which change a file is that it finds.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use rollcall_shared::process::{error::one_line, setting::SettingError, time};
@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Check,
+    Check, FileConfig,
     check::{
         ContainerChecker, Place,
         container::{Checked, ContainerCheckError},
@@ -23,6 +23,7 @@ use super::{
     isolate::{Next, Search},
     isolated::Isolated,
     render::RenderError,
+    verify::Verify,
     worker::{Made, Worker},
 };
 use crate::{
@@ -82,6 +83,9 @@ pub struct FileSink {
     check: Option<Check>,
     /// Whether instances are left out for which the check refuses the file.
     isolates: bool,
+    /// How the file is verified once its reader has it.
+    verify: Option<Verify>,
+    dest: PathBuf,
     /// Checks in containers, where that is wanted.
     checker: Option<ContainerChecker>,
     /// Counts what it does on other threads, which goes on when nobody waits for it any more.
@@ -103,7 +107,8 @@ impl FileSink {
         give_back.send(Worker::open(target, state_dir)).expect("the receiver is there");
         let check = target.file.check.clone();
         let isolates = check.as_ref().is_some_and(|check| check.isolates);
-        Self { worker, check, isolates, checker: None, tasks: TaskTracker::new() }
+        let FileConfig { verify, dest, .. } = target.file.clone();
+        Self { worker, check, isolates, verify, dest, checker: None, tasks: TaskTracker::new() }
     }
 
     /// Has its files checked in containers by this checker.
@@ -258,6 +263,17 @@ impl FileSink {
 impl Sink for FileSink {
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
         Ok(self.write(selection.clone()).await?)
+    }
+
+    async fn verify(&mut self) -> Result<(), SinkError> {
+        let Some(verify) = self.verify.clone() else { return Ok(()) };
+        if !self.work(|worker| worker.is_to_be_verified()).await? {
+            return Ok(());
+        }
+        let verified = verify.run(&self.dest).await;
+        let failure = verified.as_ref().err().map(|error| format!("verify: {}", one_line(error)));
+        self.work(move |worker| worker.on_verified(failure)).await??;
+        Ok(verified?)
     }
 
     async fn remember(&mut self, acked: Option<Acked>) -> Result<(), SinkError> {

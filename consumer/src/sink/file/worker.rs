@@ -12,6 +12,7 @@ use super::{
     isolated::Isolated,
     render::{Changes, Content as RenderContent, Rendered, Renderer},
     sink::FileError,
+    verify::LastGood,
 };
 use crate::{
     config::TargetConfig,
@@ -32,6 +33,8 @@ pub(super) struct Worker {
     installer: Installer,
     /// Kept where there is somebody to notify.
     state: Option<TargetState>,
+    /// Kept where what was applied is verified.
+    good: Option<LastGood>,
     is_checked: bool,
     /// What decides whether the file may be emptied; `None` where it always may.
     matched: Option<Matched>,
@@ -53,11 +56,15 @@ pub(super) struct Worker {
 /// What the file has, and how it was left.
 #[derive(Debug)]
 struct Current {
+    /// The digest of its bytes, where that is kept.
+    digest: Option<Digest>,
     stamp: Option<Stamp>,
     generation: Generation,
     acked: Option<Acked>,
     instances: usize,
     notes: Vec<String>,
+    /// Why it is not what was rendered, if it is not.
+    refusal: Option<String>,
 }
 
 /// A rendered selection that is not installed yet.
@@ -67,6 +74,8 @@ pub(super) struct Draft {
     digest: Option<Digest>,
     instances: usize,
     held: Vec<String>,
+    /// Why it is not what was rendered, if it is not.
+    refusal: Option<String>,
     pub(super) notes: Vec<String>,
     started: Vec<Timestamp>,
     look_again: Option<Instant>,
@@ -108,11 +117,16 @@ impl Worker {
             let subject = format!("{} and {notify}", target.file.dest.display());
             TargetState::open(state_dir.clone(), &target.name, subject)
         });
+        let good = target.file.verify.as_ref().map(|verify| {
+            let subject = format!("{} by {}", target.file.dest.display(), verify.probe);
+            LastGood::open(state_dir.clone(), &target.name, subject)
+        });
         installer.clear_leftovers();
         Self {
             renderer,
             installer,
             state,
+            good,
             is_checked: target.file.check.is_some(),
             matched: (!target.allow_empty).then(|| Matched::open(state_dir, target)),
             target: target.name.to_string(),
@@ -146,7 +160,7 @@ impl Worker {
         let next_change = verdict.next_change();
         let held = verdict.services.into_values().map(|hold| hold.reason).collect();
         let is_same = changes.is_empty() && !was_changed && step == self.shown;
-        if let Some(current) = current.filter(|_| is_same) {
+        if let Some(current) = current.filter(|current| is_same && !self.is_in_doubt(current)) {
             let look_again = [next_change, self.renderer.next_look()].into_iter().flatten().min();
             return Ok(Made::Done(Applied::Unchanged(self.shown_again(current, held, look_again, step))));
         }
@@ -157,10 +171,12 @@ impl Worker {
         if let Some(reason) = mismatch.filter(|_| is_held) {
             return Ok(Made::Done(Applied::Held { until: None, reason: unmatched(&reason) }));
         }
+        let (bytes, refusal) = self.last_good(bytes)?;
         let draft = Draft {
-            digest: self.state.is_some().then(|| Digest::of(&bytes)),
+            digest: self.keeps_digests().then(|| Digest::of(&bytes)),
             instances,
             held,
+            refusal,
             notes: [kept, notes(&left_out, keeps_hosts), self.isolated.notes().into_iter().collect()]
                 .concat(),
             started,
@@ -225,6 +241,7 @@ impl Worker {
         if let (Some(state), Some(digest)) = (&mut self.state, &draft.digest) {
             state.before_apply(digest);
         }
+        self.keep_first()?;
         let Installed { replaced, not_kept } = self.installer.install(staged)?;
         self.replaced = replaced.filter(|_| self.state.is_some());
         if let Some(error) = not_kept {
@@ -244,8 +261,8 @@ impl Worker {
         look_again: Option<Instant>,
         step: u64,
     ) -> Content {
-        let Current { generation, acked, instances, notes, stamp } = current;
-        let draft = Draft { digest: None, instances, held, notes, started: vec![], look_again, step };
+        let Current { digest, generation, acked, instances, notes, stamp, refusal } = current;
+        let draft = Draft { digest, instances, held, refusal, notes, started: vec![], look_again, step };
         self.content(draft, generation, acked, stamp)
     }
 
@@ -279,13 +296,87 @@ impl Worker {
         acked: Option<Acked>,
         stamp: Option<Stamp>,
     ) -> Content {
-        let Draft { digest: _, instances, held, notes, started, look_again, step } = draft;
+        let Draft { digest, instances, mut held, refusal, notes, started, look_again, step } = draft;
+        held.extend(refusal.clone());
         metrics::gauge!("rollcall_consumer_isolated_instances", "target" => self.target.clone())
-            .set(self.isolated.len() as f64);
+            .set(self.isolated.count() as f64);
         self.shown = step;
         let (kept_notes, kept_acked) = (notes.clone(), acked.clone());
-        self.current = Some(Current { stamp, generation, acked: kept_acked, instances, notes: kept_notes });
+        self.current = Some(Current {
+            digest,
+            stamp,
+            generation,
+            acked: kept_acked,
+            instances,
+            notes: kept_notes,
+            refusal,
+        });
         Content { generation, acked, instances, held, notes, started, look_again }
+    }
+
+    /// Whether it matters which content is which.
+    fn keeps_digests(&self) -> bool {
+        self.state.is_some() || self.good.is_some()
+    }
+
+    /// The bytes to install for those that were rendered, and why they are others, if they are: in the place of a content
+    /// that has failed, the last good one, or else what is there.
+    fn last_good(&self, rendered: Vec<u8>) -> Result<(Vec<u8>, Option<String>), FileError> {
+        let Some(good) = &self.good else { return Ok((rendered, None)) };
+        let Some(reason) = good.refusal(&Digest::of(&rendered)) else { return Ok((rendered, None)) };
+        match (good.bytes(), self.installer.installed()?) {
+            (Some(bytes), _) => Ok((bytes, Some(format!("{reason}; the last good file is back")))),
+            (None, Some(bytes)) => {
+                Ok((bytes, Some(format!("{reason}; there is no good file to go back to"))))
+            }
+            (None, None) => Ok((rendered, None)),
+        }
+    }
+
+    /// Whether the content that is there has failed, and nothing was done about that yet.
+    fn is_in_doubt(&self, current: &Current) -> bool {
+        let has_failed =
+            |digest: &Digest| self.good.as_ref().is_some_and(|good| good.refusal(digest).is_some());
+        current.refusal.is_none() && current.digest.as_ref().is_some_and(has_failed)
+    }
+
+    /// Keeps what is there before the first file that is to be verified: its reader runs with that.
+    fn keep_first(&mut self) -> Result<(), FileError> {
+        if let Some(good) = self.good.as_mut().filter(|good| good.is_none())
+            && let Some(bytes) = self.installer.installed()?
+        {
+            // The state folder reports an error; there is nothing to go back to then.
+            let _ = good.keep(&bytes);
+        }
+        Ok(())
+    }
+
+    /// Whether the content that is there is to be verified.
+    pub fn is_to_be_verified(&self) -> bool {
+        let digest = self.current.as_ref().and_then(|current| current.digest.as_ref());
+        let good = self.good.as_ref().zip(digest);
+        good.is_some_and(|(good, digest)| !good.is_known(digest))
+    }
+
+    /// Takes what became of verifying the content that is there; a reason says why it failed.
+    ///
+    /// # Errors
+    /// It cannot be remembered.
+    pub fn on_verified(&mut self, failure: Option<String>) -> Result<(), FileError> {
+        let Some(digest) = self.current.as_ref().and_then(|current| current.digest.clone()) else {
+            return Ok(());
+        };
+        let Some(good) = &mut self.good else { return Ok(()) };
+        match failure {
+            Some(reason) => good.refuse(digest, reason)?,
+            None => {
+                let bytes = self.installer.installed()?.filter(|bytes| Digest::of(bytes) == digest);
+                if let Some(bytes) = bytes {
+                    good.keep(&bytes)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Remembers what was acked.

@@ -94,27 +94,15 @@ pub struct RawContainerCheck {
     timeout: Option<Duration>,
 }
 
-impl<'de> Deserialize<'de> for RawCheck {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> serde::de::Visitor<'de> for Either {
-            type Value = RawCheck;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a command, a list of its words, or a table with command and container")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<RawCheck, E> {
-                text.parse().map(RawCheck::Command).map_err(E::custom)
-            }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, seq: A) -> Result<RawCheck, A::Error> {
-                let words = Deserialize::deserialize(serde::de::value::SeqAccessDeserializer::new(seq))?;
-                CommandLine::from_words(words).map(RawCheck::Command).map_err(serde::de::Error::custom)
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<RawCheck, A::Error> {
-                let table = serde::de::value::MapAccessDeserializer::new(map);
-                Deserialize::deserialize(table).map(|table| RawCheck::Table(Box::new(table)))
-            }
-        }
-        from.deserialize_any(Either)
+impl toml::CommandOrTable for RawCheck {
+    type Table = RawContainerCheck;
+
+    fn of_command(command: CommandLine) -> Self {
+        Self::Command(command)
+    }
+
+    fn of_table(table: RawContainerCheck) -> Self {
+        Self::Table(Box::new(table))
     }
 }
 
@@ -167,12 +155,13 @@ mod tests {
 
     #[derive(Deserialize)]
     struct Table {
-        check: RawCheck,
+        #[serde(deserialize_with = "toml::command_or_table")]
+        check: Option<RawCheck>,
     }
 
     fn check(text: &str) -> Result<Check, String> {
         let table: Table = ::toml::from_str(text).map_err(|error| error.message().to_owned())?;
-        table.check.parse(None).map_err(|error| error.to_string())
+        table.check.expect("it is given").parse(None).map_err(|error| error.to_string())
     }
 
     #[test]
