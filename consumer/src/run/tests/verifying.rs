@@ -38,11 +38,11 @@ async fn a_file_that_does_not_work_is_taken_back_and_notified_again_and_stays_aw
     let running = scene.start(&target).await;
     running.is_not_ready("target web", BACK).await;
     fs::write(scene.path("file"), "someone else's").expect("a file");
+    works(&scene, 8009);
+    works(&scene, 8002);
     scene
         .commit(&[Op::Put { key: testing::key(9), value: codec::encode(&testing::instance(9, "web")) }])
         .await;
-    works(&scene, 8009);
-    works(&scene, 8002);
     scene.file_has("10.0.0.1 8001\n10.0.0.2 8002\n10.0.0.9 8009\n").await;
     running.is_ready().await;
     assert_eq!(fs::read_to_string(&runs).expect("a file").matches("8002").count(), 2, "once bad, once good");
