@@ -31,7 +31,7 @@ use crate::{
     sink::file::{
         check::settings::RawCheck,
         command::CommandLine,
-        install::{Mode, Owner},
+        install::{self, Mode, Owner},
         notify::settings::RawNotify,
         render::Format,
         settings::{RawBackups, RawFile},
@@ -101,7 +101,13 @@ fn check_distinct(targets: &[TargetConfig]) -> Result<(), SettingError> {
         if !names.insert(name) {
             return Err(SettingError::new("target name", name, "a name that no other target has"));
         }
-        if !files.insert(target.absolute_dest()) {
+        let overlaps = |other: &TargetConfig| {
+            let (ours, theirs) = (target.absolute_dest(), other.absolute_dest());
+            install::files::matches(&ours, &theirs) || install::files::matches(&theirs, &ours)
+        };
+        if targets.iter().any(|other| other.name != *name && overlaps(other))
+            || !files.insert(target.absolute_dest())
+        {
             let error = SettingError::new("dest", file.dest.display(), "a file that no other target has");
             return Err(error.within(&format!("target {name}: ")));
         }

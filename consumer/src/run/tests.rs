@@ -30,6 +30,7 @@ mod checking;
 mod guarding;
 mod installing;
 mod isolating;
+mod many_files;
 mod notifying;
 mod once;
 mod reloading;
@@ -103,7 +104,11 @@ impl Scene {
     }
 
     async fn reloadable(&self, rest: &str) -> (Consumer, Vec<Target>, Reloader) {
-        let (plan, mut consumer) = (self.plan(rest), self.consumer());
+        self.open_plan(self.plan(rest)).await
+    }
+
+    async fn open_plan(&self, plan: Plan) -> (Consumer, Vec<Target>, Reloader) {
+        let mut consumer = self.consumer();
         // A consumer that crashed leaves its lock as soon as its tasks are dropped.
         let state = until(async || self.open(&plan, &consumer).await.ok()).await;
         let remembered = Some(state.clone());
@@ -124,7 +129,11 @@ impl Scene {
     }
 
     async fn start(&self, rest: &str) -> Running {
-        let (mut consumer, targets, reloader) = self.reloadable(rest).await;
+        self.start_plan(self.plan(rest)).await
+    }
+
+    async fn start_plan(&self, plan: Plan) -> Running {
+        let (mut consumer, targets, reloader) = self.open_plan(plan).await;
         for target in targets {
             reloader.targets.start(&mut consumer.supervisor, target);
         }

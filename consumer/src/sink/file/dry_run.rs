@@ -7,7 +7,14 @@ use rollcall_shared::process::error::one_line;
 use similar::TextDiff;
 use tokio::{sync::watch, time::Instant};
 
-use super::{Check, check::Place, install::Installer, render::Rendered, sink::FileError, worker};
+use super::{
+    Check,
+    check::Place,
+    install::{Contents, Installer},
+    render::Rendered,
+    sink::FileError,
+    worker,
+};
 use crate::{
     config::TargetConfig,
     roll::{Hold, Selection},
@@ -49,8 +56,8 @@ async fn look(
     text: &mut String,
 ) -> Result<Outcome, FileError> {
     let now = Instant::now();
-    let (mut renderer, installer) = worker::parts(target);
-    worker::seed(&mut renderer, &installer);
+    let (mut renderer, files) = worker::parts(target, None);
+    worker::seed(&mut renderer, &files);
     let (changes, verdict, mismatch, kept) = {
         let selection = selection.borrow();
         let verdict = selection.verdict(now);
@@ -64,29 +71,45 @@ async fn look(
         say(format!("{dest} stays as it is: {reason}"));
         return Ok(Outcome::Same);
     }
-    let Rendered { bytes, left_out, keeps_hosts, .. } = renderer.render(changes, now)?;
+    let Rendered { bytes, each, left_out, keeps_hosts, .. } = renderer.render(changes, now)?;
     verdict.services.into_values().for_each(|hold| say(hold.reason));
     kept.into_iter().for_each(&mut say);
     left_out.into_iter().for_each(|instance| say(format!("leaves out {instance}")));
     if keeps_hosts {
         say(worker::KEPT.to_owned());
     }
+    let contents = if files.are_many() { Contents::Each(each) } else { Contents::One(bytes) };
     if let Some(reason) = mismatch {
-        let is_held = installer.loses_content(&bytes)?;
+        let is_held = files.loses_content(&contents)?;
         say(if is_held { format!("{dest} stays as it is: {}", worker::unmatched(&reason)) } else { reason });
         if is_held {
             return Ok(Outcome::Same);
         }
     }
-    if !installer.differs(&bytes)? {
-        say(format!("{dest} stays as it is"));
+    if files.are_many() {
+        // Which files are ours is in the state folder, which is left alone.
+        say("files of services that have gone are not looked for".to_owned());
+    }
+    let mut changed = vec![];
+    for (installer, bytes) in files.each(&contents) {
+        if installer.differs(bytes)? {
+            changed.push((installer, bytes));
+        } else {
+            say(format!("{} stays as it is", installer.dest.display()));
+        }
+    }
+    for (installer, bytes) in &changed {
+        text.push_str(&diff(installer, bytes)?);
+    }
+    if changed.is_empty() {
         return Ok(Outcome::Same);
     }
-    text.push_str(&diff(&installer, &bytes)?);
     match &target.file.check {
         Some(Check { command, timeout, place: Place::Here, isolates: _ }) => {
-            let staged = installer.stage_elsewhere(&bytes)?;
-            command.run(staged.path(), staged.dest(), *timeout).await?;
+            for (installer, bytes) in &changed {
+                let staged = installer.stage_elsewhere(bytes)?;
+                command.run(staged.path(), staged.dest(), *timeout).await?;
+            }
         }
         // They see nothing that is not staged beside the destination.
         Some(Check { place: Place::Containers { to, .. }, .. }) => {

@@ -8,7 +8,10 @@ use serde::Deserialize;
 use super::{
     check::{Check, settings::RawCheck},
     command::CommandLine,
-    install::{Backups, Mode, Owner},
+    install::{
+        Backups, Mode, Owner,
+        files::{self, SERVICE},
+    },
     notify::{Notify, settings::RawNotify},
     render::{Content, Format},
     verify::{RawVerify, Verify},
@@ -104,6 +107,15 @@ impl RawFile {
         let dest = dest.ok_or_else(|| SettingError::missing("dest", "the file to render"))?;
         if dest.file_name().is_none() {
             return Err(SettingError::new("dest", dest.display(), "a file"));
+        }
+        let folder = dest.parent().unwrap_or(&dest);
+        if folder.to_string_lossy().contains(SERVICE) || dest.to_string_lossy().matches(SERVICE).count() > 1 {
+            let expected = format!("{SERVICE} once, and in the name of the file only");
+            return Err(SettingError::new("dest", dest.display(), expected));
+        }
+        if let (true, Some(_)) = (files::is_pattern(&dest), &verify) {
+            let expected = format!("one file, as {SERVICE} cannot go beside verify");
+            return Err(SettingError::new("dest", dest.display(), expected));
         }
         let content = match (format, template) {
             (Some(format), None) => Content::Format(format),

@@ -19,7 +19,7 @@ use super::{
         container::{Checked, ContainerCheckError},
     },
     command::CommandError,
-    install::{InstallError, Staged},
+    install::{Batch, InstallError, Staged},
     isolate::{Next, Search},
     isolated::Isolated,
     render::RenderError,
@@ -238,8 +238,16 @@ impl FileSink {
         }
     }
 
-    /// Has a staged file checked; gives what is worth a look, on one line, where it may be installed.
-    async fn examine(&mut self, staged: &Staged) -> Result<Option<String>, FileError> {
+    /// Has staged files checked, one after another; gives what is worth a look, on one line, where they may be installed.
+    async fn examine(&mut self, batch: &Batch) -> Result<Option<String>, FileError> {
+        let mut note = None;
+        for staged in &batch.staged {
+            note = self.examine_one(staged).await?.or(note);
+        }
+        Ok(note)
+    }
+
+    async fn examine_one(&mut self, staged: &Staged) -> Result<Option<String>, FileError> {
         let Some(Check { command, timeout, place, isolates: _ }) = &self.check else { return Ok(None) };
         match (place, &mut self.checker) {
             (Place::Here, _) => {

@@ -1,14 +1,17 @@
 //! The part of the file sink that blocks: renders, stages, installs and remembers.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
-use rollcall_shared::process::{error::one_line, setting::SettingError};
+use rollcall_shared::{
+    model::name::ServiceName,
+    process::{error::one_line, setting::SettingError},
+};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     FileConfig,
-    install::{Attributes, Installed, Installer, Staged, Stamp},
+    install::{Attributes, Batch, Contents, Files, Installer, Stamp, files::Done},
     isolated::Isolated,
     render::{Changes, Content as RenderContent, Rendered, Renderer},
     sink::FileError,
@@ -30,7 +33,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Worker {
     renderer: Renderer,
-    installer: Installer,
+    files: Files,
     /// Kept where there is somebody to notify.
     state: Option<TargetState>,
     /// Kept where what was applied is verified.
@@ -50,15 +53,18 @@ pub(super) struct Worker {
     /// What the file has, while that is what was to be applied last.
     current: Option<Current>,
     /// The file that was replaced last, until its reader was notified: freeing it takes longer than the rename.
-    replaced: Option<OwnedFd>,
+    replaced: Vec<OwnedFd>,
 }
+
+/// What tells at a glance whether files are still as they were left.
+type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
 /// What the file has, and how it was left.
 #[derive(Debug)]
 struct Current {
     /// The digest of its bytes, where that is kept.
     digest: Option<Digest>,
-    stamp: Option<Stamp>,
+    stamps: Stamps,
     generation: Generation,
     acked: Option<Acked>,
     instances: usize,
@@ -87,7 +93,7 @@ pub(super) enum Made {
     /// There is nothing left to do.
     Done(Applied),
     /// It is to be checked, and then installed.
-    Staged(Draft, Staged),
+    Staged(Draft, Batch),
 }
 
 /// What is taken out of a selection, so that nobody waits for the rest of the work.
@@ -105,14 +111,14 @@ struct Taken {
 impl Worker {
     /// Checks what can be known to be wrong before there is a roll.
     pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
-        let (renderer, installer) = parts(target);
-        renderer.check().and_then(|()| installer.check())
+        let (renderer, files) = parts(target, None);
+        renderer.check().and_then(|()| files.check())
     }
 
     /// A worker for a target that was checked.
     pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
-        let (mut renderer, installer) = parts(target);
-        seed(&mut renderer, &installer);
+        let (mut renderer, files) = parts(target, Some(state_dir.clone()));
+        seed(&mut renderer, &files);
         let state = target.file.notify.as_ref().map(|notify| {
             let subject = format!("{} and {notify}", target.file.dest.display());
             TargetState::open(state_dir.clone(), &target.name, subject)
@@ -121,10 +127,10 @@ impl Worker {
             let subject = format!("{} by {}", target.file.dest.display(), verify.probe);
             LastGood::open(state_dir.clone(), &target.name, subject)
         });
-        installer.clear_leftovers();
+        files.clear_leftovers();
         Self {
             renderer,
-            installer,
+            files,
             state,
             good,
             is_checked: target.file.check.is_some(),
@@ -135,7 +141,7 @@ impl Worker {
             last_generation: None,
             shown: 0,
             current: None,
-            replaced: None,
+            replaced: vec![],
         }
     }
 
@@ -148,15 +154,15 @@ impl Worker {
         let Taken { changes, verdict, started, mismatch, kept, step } = self.take(&selection.borrow(), now);
         metrics::gauge!("rollcall_consumer_kept_services", "target" => self.target.clone())
             .set(kept.len() as f64);
-        let found = self.installer.stamp();
+        let found = self.files.stamps();
         if let Some(Hold { until, reason }) = verdict.floor {
-            let was_changed = self.current.as_ref().is_some_and(|current| current.stamp != found);
+            let was_changed = self.current.as_ref().is_some_and(|current| current.stamps != found);
             let reason = if was_changed { format!("{reason}; {CHANGED}") } else { reason };
             return Ok(Made::Done(Applied::Held { until, reason }));
         }
         // Away until the new file is there: what fails is tried from the start.
         let current = self.current.take();
-        let was_changed = current.as_ref().is_some_and(|current| current.stamp != found);
+        let was_changed = current.as_ref().is_some_and(|current| current.stamps != found);
         let next_change = verdict.next_change();
         let held = verdict.services.into_values().map(|hold| hold.reason).collect();
         let is_same = changes.is_empty() && !was_changed && step == self.shown;
@@ -164,16 +170,18 @@ impl Worker {
             let look_again = [next_change, self.renderer.next_look()].into_iter().flatten().min();
             return Ok(Made::Done(Applied::Unchanged(self.shown_again(current, held, look_again, step))));
         }
-        let Rendered { bytes, instances, left_out, keeps_hosts } = self.renderer.render(changes, now)?;
-        let is_held = mismatch.is_some() && self.installer.loses_content(&bytes)?;
-        metrics::gauge!("rollcall_consumer_unmatched", "target" => self.installer.target.to_string())
+        let Rendered { bytes, each, instances, left_out, keeps_hosts } =
+            self.renderer.render(changes, now)?;
+        let contents = if self.files.are_many() { Contents::Each(each) } else { Contents::One(bytes) };
+        let is_held = mismatch.is_some() && self.files.loses_content(&contents)?;
+        metrics::gauge!("rollcall_consumer_unmatched", "target" => self.target.clone())
             .set(f64::from(u8::from(is_held)));
         if let Some(reason) = mismatch.filter(|_| is_held) {
             return Ok(Made::Done(Applied::Held { until: None, reason: unmatched(&reason) }));
         }
-        let (bytes, refusal) = self.last_good(bytes)?;
-        let draft = Draft {
-            digest: self.keeps_digests().then(|| Digest::of(&bytes)),
+        let (contents, refusal) = self.last_good(contents)?;
+        let mut draft = Draft {
+            digest: self.keeps_digests().then(|| digest(&contents)),
             instances,
             held,
             refusal,
@@ -183,11 +191,15 @@ impl Worker {
             look_again: [next_change, self.renderer.next_look()].into_iter().flatten().min(),
             step,
         };
-        let Some(staged) = self.installer.stage(&bytes)? else {
+        let staged = self.files.stage(&contents)?;
+        draft.notes.extend(staged.left.iter().cloned());
+        if staged.is_done() {
+            self.files.adopt(&staged)?;
+            let found = self.files.stamps();
             return Ok(Made::Done(Applied::Unchanged(self.found(draft, found))));
-        };
+        }
         if was_changed {
-            let file = self.installer.dest.display();
+            let file = self.files.dest().display();
             tracing::warn!(%file, "the file was changed by someone else, and is put back");
         }
         if self.is_checked {
@@ -237,20 +249,20 @@ impl Worker {
     }
 
     /// Installs what was staged.
-    pub fn install(&mut self, mut draft: Draft, staged: Staged) -> Result<Content, FileError> {
+    pub fn install(&mut self, mut draft: Draft, staged: Batch) -> Result<Content, FileError> {
         if let (Some(state), Some(digest)) = (&mut self.state, &draft.digest) {
             state.before_apply(digest);
         }
         self.keep_first()?;
-        let Installed { replaced, not_kept } = self.installer.install(staged)?;
-        self.replaced = replaced.filter(|_| self.state.is_some());
+        let Done { replaced, not_kept } = self.files.install(staged)?;
+        self.replaced = if self.state.is_some() { replaced } else { vec![] };
         if let Some(error) = not_kept {
             let reason = one_line(&error);
             tracing::warn!(reason, "the file that was replaced is not kept");
             draft.notes.push(reason);
         }
-        let (generation, stamp) = (self.next_generation(&draft), self.installer.stamp());
-        Ok(self.content(draft, generation, None, stamp))
+        let (generation, stamps) = (self.next_generation(&draft), self.files.stamps());
+        Ok(self.content(draft, generation, None, stamps))
     }
 
     /// Nothing has changed since the file was looked at last.
@@ -261,23 +273,23 @@ impl Worker {
         look_again: Option<Instant>,
         step: u64,
     ) -> Content {
-        let Current { digest, generation, acked, instances, notes, stamp, refusal } = current;
+        let Current { digest, generation, acked, instances, notes, stamps, refusal } = current;
         let draft = Draft { digest, instances, held, refusal, notes, started: vec![], look_again, step };
-        self.content(draft, generation, acked, stamp)
+        self.content(draft, generation, acked, stamps)
     }
 
     /// The file is as the draft already. It may be a change of an earlier run.
-    fn found(&mut self, draft: Draft, stamp: Option<Stamp>) -> Content {
+    fn found(&mut self, draft: Draft, stamps: Stamps) -> Content {
         self.matched.iter_mut().for_each(Matched::remember);
         let applied = self.state.as_ref().and_then(TargetState::applied);
         let known = applied.filter(|applied| Some(&applied.sha256) == draft.digest.as_ref());
         let Some(generation) = known.map(|applied| applied.generation) else {
             let generation = self.next_generation(&draft);
-            return self.content(draft, generation, None, stamp);
+            return self.content(draft, generation, None, stamps);
         };
         self.last_generation = self.last_generation.max(Some(generation));
         let acked = self.state.as_ref().and_then(|state| state.acked(generation)).cloned();
-        self.content(draft, generation, acked, stamp)
+        self.content(draft, generation, acked, stamps)
     }
 
     fn next_generation(&mut self, draft: &Draft) -> Generation {
@@ -294,7 +306,7 @@ impl Worker {
         draft: Draft,
         generation: Generation,
         acked: Option<Acked>,
-        stamp: Option<Stamp>,
+        stamps: Stamps,
     ) -> Content {
         let Draft { digest, instances, mut held, refusal, notes, started, look_again, step } = draft;
         held.extend(refusal.clone());
@@ -304,7 +316,7 @@ impl Worker {
         let (kept_notes, kept_acked) = (notes.clone(), acked.clone());
         self.current = Some(Current {
             digest,
-            stamp,
+            stamps,
             generation,
             acked: kept_acked,
             instances,
@@ -319,18 +331,17 @@ impl Worker {
         self.state.is_some() || self.good.is_some()
     }
 
-    /// The bytes to install for those that were rendered, and why they are others, if they are: in the place of a content
-    /// that has failed, the last good one, or else what is there.
-    fn last_good(&self, rendered: Vec<u8>) -> Result<(Vec<u8>, Option<String>), FileError> {
+    /// What to install for what was rendered, and why it is another, if it is: in the place of a content that has failed,
+    /// the last good one, or else what is there.
+    fn last_good(&self, rendered: Contents) -> Result<(Contents, Option<String>), FileError> {
         let Some(good) = &self.good else { return Ok((rendered, None)) };
-        let Some(reason) = good.refusal(&Digest::of(&rendered)) else { return Ok((rendered, None)) };
-        match (good.bytes(), self.installer.installed()?) {
-            (Some(bytes), _) => Ok((bytes, Some(format!("{reason}; the last good file is back")))),
-            (None, Some(bytes)) => {
-                Ok((bytes, Some(format!("{reason}; there is no good file to go back to"))))
-            }
-            (None, None) => Ok((rendered, None)),
-        }
+        let Some(reason) = good.refusal(&digest(&rendered)) else { return Ok((rendered, None)) };
+        let (bytes, what) = match (good.bytes(), self.files.installed()?) {
+            (Some(bytes), _) => (bytes, "the last good file is back"),
+            (None, Some(bytes)) => (bytes, "there is no good file to go back to"),
+            (None, None) => return Ok((rendered, None)),
+        };
+        Ok((Contents::One(bytes), Some(format!("{reason}; {what}"))))
     }
 
     /// Whether the content that is there has failed, and nothing was done about that yet.
@@ -343,7 +354,7 @@ impl Worker {
     /// Keeps what is there before the first file that is to be verified: its reader runs with that.
     fn keep_first(&mut self) -> Result<(), FileError> {
         if let Some(good) = self.good.as_mut().filter(|good| good.is_none())
-            && let Some(bytes) = self.installer.installed()?
+            && let Some(bytes) = self.files.installed()?
         {
             // The state folder reports an error; there is nothing to go back to then.
             let _ = good.keep(&bytes);
@@ -370,7 +381,7 @@ impl Worker {
         match failure {
             Some(reason) => good.refuse(digest, reason)?,
             None => {
-                let bytes = self.installer.installed()?.filter(|bytes| Digest::of(bytes) == digest);
+                let bytes = self.files.installed()?.filter(|bytes| Digest::of(bytes) == digest);
                 if let Some(bytes) = bytes {
                     good.keep(&bytes)?;
                 }
@@ -381,7 +392,7 @@ impl Worker {
 
     /// Remembers what was acked.
     pub fn remember(&mut self, acked: Option<Acked>) -> Result<(), FileError> {
-        self.replaced = None;
+        self.replaced.clear();
         self.matched.iter_mut().for_each(Matched::remember);
         match &mut self.state {
             Some(state) => Ok(state.remember(acked.unwrap_or_default())?),
@@ -421,8 +432,8 @@ const CHANGED: &str = "someone else changed the file meanwhile";
 pub(super) const KEPT: &str = "no host name resolves here: kept as they were";
 
 /// Tells the renderer what stands in the file. One that cannot be read is a failure once it is to be replaced.
-pub(super) fn seed(renderer: &mut Renderer, installer: &Installer) {
-    if let Ok(Some(file)) = installer.installed() {
+pub(super) fn seed(renderer: &mut Renderer, files: &Files) {
+    if let Ok(Some(file)) = files.installed() {
         renderer.seed(&file);
     }
 }
@@ -444,12 +455,26 @@ fn notes(left_out: &[String], keeps_hosts: bool) -> Vec<String> {
     left_out.into_iter().chain(keeps_hosts.then(|| KEPT.to_owned())).collect()
 }
 
-/// What renders and what installs a target's file.
-pub(super) fn parts(target: &TargetConfig) -> (Renderer, Installer) {
+/// The digest of all that a target's files are to have.
+fn digest(contents: &Contents) -> Digest {
+    match contents {
+        Contents::One(bytes) => Digest::of(bytes),
+        Contents::Each(all) => {
+            let one = |(service, bytes): (&ServiceName, &Vec<u8>)| {
+                [format!("{service} {}\n", bytes.len()).as_bytes(), bytes].concat()
+            };
+            Digest::of(&all.iter().flat_map(one).collect::<Vec<u8>>())
+        }
+    }
+}
+
+/// What renders and what installs a target's files.
+pub(super) fn parts(target: &TargetConfig, state_dir: Option<Arc<StateDir>>) -> (Renderer, Files) {
     let FileConfig { dest, content, mode, owner, backups, .. } = &target.file;
     let renderer = Renderer::new(target.name.clone(), content.clone(), target.select.named_services());
     let attributes = Attributes { mode: *mode, owner: *owner };
     let installer =
         Installer { dest: dest.clone(), target: target.name.clone(), attributes, backups: backups.clone() };
-    (renderer, installer)
+    let files = Files::open(installer, state_dir);
+    (renderer.per_service(files.are_many()), files)
 }

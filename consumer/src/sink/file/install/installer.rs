@@ -233,9 +233,14 @@ impl Installer {
     /// # Errors
     /// The operating system's; the old file is still there then, unless it had to be rewritten in place.
     pub fn install(&self, Staged { path, dest, in_place }: Staged) -> Result<Installed, InstallError> {
-        let not_kept = self.backups.as_ref().and_then(|backups| backups.keep(&self.target, &dest).err());
+        let not_kept = self.keep(&dest);
         let replaced = if in_place { self.rewrite(&path, &dest)? } else { self.replace(path, &dest)? };
         Ok(Installed { replaced, not_kept })
+    }
+
+    /// Keeps a file that is about to go; gives why it is not kept, if it was to be.
+    pub fn keep(&self, dest: &Path) -> Option<InstallError> {
+        self.backups.as_ref().and_then(|backups| backups.keep(&self.target, dest).err())
     }
 
     fn replace(&self, path: TempPath, dest: &Path) -> Result<Option<OwnedFd>, InstallError> {

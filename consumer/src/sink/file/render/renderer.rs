@@ -63,8 +63,10 @@ pub enum RenderError {
 /// A file's content.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rendered {
-    /// The bytes.
+    /// The bytes; none where each service has its own.
     pub bytes: Vec<u8>,
+    /// Each service's own bytes, where that is wanted.
+    pub each: BTreeMap<ServiceName, Vec<u8>>,
     /// How many instances are in it.
     pub instances: usize,
     /// The instances that the format cannot express.
@@ -87,6 +89,8 @@ pub struct Renderer {
     hosts: Hosts,
     /// The services that the file has, where its program takes some of them for one.
     shown: BTreeSet<ServiceName>,
+    /// Whether each service has a file of its own.
+    per_service: bool,
 }
 
 /// What a selection has that was not rendered yet.
@@ -114,7 +118,12 @@ impl Renderer {
     /// A renderer for the target. The `named` services are there also while they have no instance.
     pub fn new(target: TargetName, content: Content, named: Vec<ServiceName>) -> Self {
         let (blocks, hosts, shown) = (BTreeMap::new(), Hosts::default(), BTreeSet::new());
-        Self { target, content, named, blocks, hosts, shown }
+        Self { target, content, named, blocks, hosts, shown, per_service: false }
+    }
+
+    /// Has each service rendered by itself.
+    pub fn per_service(self, per_service: bool) -> Self {
+        Self { per_service, ..self }
     }
 
     /// Takes in the file that is there: what it has is not the first to go.
@@ -191,12 +200,15 @@ impl Renderer {
             }
             _ => vec![],
         };
-        let bytes = match &self.content {
-            Content::Format(format) => format.join(blocks.iter().filter_map(|(_, block)| block.text())),
-            Content::Template(path) => template::fill(path, &self.target, &blocks)?,
+        let (bytes, each) = if self.per_service {
+            let own = |one: &(&ServiceName, &Block)| Ok((one.0.clone(), self.text(&[*one])?));
+            (vec![], blocks.iter().map(own).collect::<Result<_, RenderError>>()?)
+        } else {
+            (self.text(&blocks)?, BTreeMap::new())
         };
         Ok(Rendered {
             bytes,
+            each,
             instances: blocks.iter().map(|(_, block)| block.instances).sum(),
             left_out: blocks.iter().flat_map(|(_, block)| &block.left_out).cloned().chain(clashes).collect(),
             keeps_hosts: blocks
@@ -223,6 +235,14 @@ impl Renderer {
         match (&self.content, &row.endpoint.address) {
             (Content::Format(format), Address::Name(name)) if format.resolves_at_load() => Some(name),
             _ => None,
+        }
+    }
+
+    /// A file of these services.
+    fn text(&self, blocks: &[(&ServiceName, &Block)]) -> Result<Vec<u8>, RenderError> {
+        match &self.content {
+            Content::Format(format) => Ok(format.join(blocks.iter().filter_map(|(_, block)| block.text()))),
+            Content::Template(path) => template::fill(path, &self.target, blocks),
         }
     }
 
