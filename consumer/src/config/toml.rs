@@ -33,7 +33,10 @@ use crate::{
         command::CommandLine,
         install::{self, Mode, Owner},
         notify::settings::RawNotify,
-        render::Format,
+        render::{
+            Format, RawRenderSettings, haproxy::RawHaproxy, nginx_proxy::settings::RawNginxProxy,
+            settings::Vars,
+        },
         settings::{RawBackups, RawFile},
         verify::RawVerify,
     },
@@ -153,6 +156,9 @@ struct TargetTable {
     backups: Option<RawBackups>,
     #[serde(default)]
     allow_empty: bool,
+    nginx_proxy: Option<RawNginxProxy>,
+    haproxy: Option<RawHaproxy>,
+    vars: Option<Vars>,
 }
 
 impl TargetTable {
@@ -167,8 +173,10 @@ impl From<TargetTable> for RawTarget {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, notify, .. } = table;
         let TargetTable { check, check_timeout, check_isolates, verify, .. } = table;
-        let file = RawFile { dest, format, template, mode, owner, backups, notify, ..RawFile::default() };
-        let file = RawFile { check, check_timeout, check_isolates, verify, ..file };
+        let TargetTable { nginx_proxy, haproxy, vars, .. } = table;
+        let render = RawRenderSettings { nginx_proxy, haproxy, vars };
+        let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
+        let file = RawFile { check, check_timeout, check_isolates, verify, backups, notify, ..file };
         Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file }
     }
 }

@@ -13,7 +13,7 @@ use super::{
         files::{self, SERVICE},
     },
     notify::{Notify, settings::RawNotify},
-    render::{Content, Format},
+    render::{Content, Format, RawRenderSettings, RenderSettings},
     verify::{RawVerify, Verify},
 };
 
@@ -24,6 +24,8 @@ pub struct FileConfig {
     pub dest: PathBuf,
     /// What it is rendered by.
     pub content: Content,
+    /// What that can be told besides.
+    pub render: RenderSettings,
     /// Its permission bits.
     pub mode: Option<Mode>,
     /// Its owner.
@@ -50,6 +52,8 @@ pub struct RawFile {
     pub format: Option<Format>,
     /// A template, instead of a format.
     pub template: Option<PathBuf>,
+    /// What these can be told besides.
+    pub render: RawRenderSettings,
     /// The file's permission bits.
     pub mode: Option<Mode>,
     /// Its owner.
@@ -91,19 +95,8 @@ impl RawFile {
     /// # Errors
     /// Settings that are missing, contradict each other or cannot work.
     pub fn parse(self) -> Result<FileConfig, SettingError> {
-        let Self {
-            dest,
-            format,
-            template,
-            mode,
-            owner,
-            check,
-            check_timeout,
-            check_isolates,
-            verify,
-            backups,
-            notify,
-        } = self;
+        let Self { dest, format, template, render, mode, owner, backups, notify, .. } = self;
+        let Self { check, check_timeout, check_isolates, verify, .. } = self;
         let dest = dest.ok_or_else(|| SettingError::missing("dest", "the file to render"))?;
         if dest.file_name().is_none() {
             return Err(SettingError::new("dest", dest.display(), "a file"));
@@ -125,9 +118,17 @@ impl RawFile {
                 return Err(SettingError::new("template", template.display(), "it or format, not both"));
             }
         };
+        if let (true, Content::Format(format)) = (files::is_pattern(&dest), &content)
+            && format.is_whole()
+        {
+            let expected =
+                format!("one file, as {SERVICE} cannot go beside a format that is a whole configuration");
+            return Err(SettingError::new("dest", dest.display(), expected));
+        }
         if let (None, Some(isolates)) = (&check, check_isolates) {
             return Err(SettingError::new("check_isolates", isolates, "check beside it"));
         }
+        let render = render.parse(&content)?;
         let check = match (check, check_timeout) {
             (Some(check), timeout) => {
                 Some(Check { isolates: check_isolates.unwrap_or_default(), ..check.parse(timeout)? })
@@ -140,7 +141,7 @@ impl RawFile {
         let backups = backups.map(RawBackups::parse).transpose()?;
         let notify = notify.map(RawNotify::parse).transpose()?;
         let verify = verify.map(RawVerify::parse).transpose()?;
-        Ok(FileConfig { dest, content, mode, owner, check, verify, backups, notify })
+        Ok(FileConfig { dest, content, render, mode, owner, check, verify, backups, notify })
     }
 }
 

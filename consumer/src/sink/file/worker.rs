@@ -470,8 +470,9 @@ fn digest(contents: &Contents) -> Digest {
 
 /// What renders and what installs a target's files.
 pub(super) fn parts(target: &TargetConfig, state_dir: Option<Arc<StateDir>>) -> (Renderer, Files) {
-    let FileConfig { dest, content, mode, owner, backups, .. } = &target.file;
-    let renderer = Renderer::new(target.name.clone(), content.clone(), target.select.named_services());
+    let FileConfig { dest, content, render, mode, owner, backups, .. } = &target.file;
+    let renderer = Renderer::new(target.name.clone(), content.clone(), target.select.named_services())
+        .with(render.clone());
     let attributes = Attributes { mode: *mode, owner: *owner };
     let installer =
         Installer { dest: dest.clone(), target: target.name.clone(), attributes, backups: backups.clone() };

@@ -3,7 +3,7 @@
 use minijinja::Value;
 use rollcall_shared::model::name::ContainerName;
 
-use super::hosts::Standing;
+use super::{hosts::Standing, nginx_proxy::Candidate};
 
 /// What one service comes to, as long as its rows have not changed.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(super) enum Body {
     Text(String),
     /// Its list, as templates see it.
     List(Vec<Value>),
+    /// Its instances whose containers declare virtual hosts.
+    Candidates(Vec<Candidate>),
 }
 
 impl Block {
@@ -32,15 +34,23 @@ impl Block {
     pub fn text(&self) -> Option<&str> {
         match &self.body {
             Body::Text(text) => Some(text),
-            Body::List(_) => None,
+            Body::List(_) | Body::Candidates(_) => None,
         }
     }
 
     /// What templates see.
     pub fn list(&self) -> &[Value] {
         match &self.body {
-            Body::Text(_) => &[],
+            Body::Text(_) | Body::Candidates(_) => &[],
             Body::List(list) => list,
+        }
+    }
+
+    /// What declares virtual hosts.
+    pub fn candidates(&self) -> &[Candidate] {
+        match &self.body {
+            Body::Text(_) | Body::List(_) => &[],
+            Body::Candidates(candidates) => candidates,
         }
     }
 }

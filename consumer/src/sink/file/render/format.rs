@@ -1,6 +1,9 @@
 //! The built-in formats. They are compiled in; an instance that a format cannot express is left out and named.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use askama::Template as _;
 use rollcall_shared::model::{
@@ -11,8 +14,10 @@ use rollcall_shared::model::{
 use super::{
     RenderError,
     block::{Block, Body},
+    host_lines,
     hosts::{Hosts, Standing},
     installed::Installed,
+    nginx_proxy,
     view::View,
 };
 use crate::roll::Row;
@@ -27,6 +32,12 @@ pub enum Format {
     NginxUpstream,
     /// A `backend` section for each service.
     HaproxyBackend,
+    /// The virtual hosts that containers declare by VIRTUAL_HOST, as nginx-proxy serves them: a whole default.conf.
+    NginxProxy,
+    /// A whole configuration of HAProxy: a frontend, and a backend with checks for each service.
+    Haproxy,
+    /// Lines of /etc/hosts for each container and service.
+    Hosts,
     /// A JSON array of everything that is known.
     Json,
 }
@@ -35,16 +46,22 @@ impl Format {
     /// The protocol that the format means where a target names none.
     pub fn protocol(self) -> Option<Protocol> {
         match self {
-            Format::CitusWorkers | Format::NginxUpstream | Format::HaproxyBackend => Some(Protocol::Tcp),
-            Format::Json => None,
+            Format::CitusWorkers
+            | Format::NginxUpstream
+            | Format::HaproxyBackend
+            | Format::NginxProxy
+            | Format::Haproxy => Some(Protocol::Tcp),
+            Format::Hosts | Format::Json => None,
         }
     }
 
     /// Whether instances of the protocol can be expressed.
     pub fn speaks(self, protocol: Protocol) -> bool {
         match self {
-            Format::CitusWorkers | Format::HaproxyBackend => protocol == Protocol::Tcp,
-            Format::NginxUpstream | Format::Json => true,
+            Format::CitusWorkers | Format::HaproxyBackend | Format::NginxProxy | Format::Haproxy => {
+                protocol == Protocol::Tcp
+            }
+            Format::NginxUpstream | Format::Hosts | Format::Json => true,
         }
     }
 }
@@ -55,7 +72,12 @@ const HEADER: &str = "# Rendered by Rollcall; do not edit.\n";
 impl Format {
     /// Whether its program resolves host names when it loads the file, and refuses all of it for one that does not.
     pub(super) fn resolves_at_load(self) -> bool {
-        self == Format::NginxUpstream
+        matches!(self, Format::NginxUpstream | Format::NginxProxy)
+    }
+
+    /// Whether it is a whole configuration, of which there is one for all services.
+    pub fn is_whole(self) -> bool {
+        matches!(self, Format::NginxProxy | Format::Haproxy)
     }
 
     /// Whether its program takes services for one whose names differ in case only, and refuses the second.
@@ -67,7 +89,13 @@ impl Format {
     pub(super) fn read(self, text: &str) -> Installed {
         match self {
             Format::NginxUpstream => Installed::of_upstreams(text),
-            Format::CitusWorkers | Format::HaproxyBackend | Format::Json => Installed::default(),
+            // Its upstreams are no services.
+            Format::NginxProxy => Installed { services: BTreeSet::new(), ..Installed::of_upstreams(text) },
+            Format::CitusWorkers
+            | Format::HaproxyBackend
+            | Format::Haproxy
+            | Format::Hosts
+            | Format::Json => Installed::default(),
         }
     }
 
@@ -89,21 +117,25 @@ impl Format {
                 block.left_out.extend(unresolved);
                 Ok(block)
             }
-            Format::HaproxyBackend => {
+            Format::NginxProxy => Ok(candidates(rows, hosts)),
+            Format::Hosts => Ok(host_lines::block(rows)),
+            Format::HaproxyBackend | Format::Haproxy => {
                 servers(rows, false, |servers| HaproxyBackend::new(service, servers).render())
             }
         }
     }
 
-    /// The file of these parts.
+    /// The file of these parts, where it is no more than that.
     pub(super) fn join<'b>(self, blocks: impl Iterator<Item = &'b str>) -> Vec<u8> {
         let blocks: Vec<&str> = blocks.filter(|block| !block.is_empty()).collect();
         let text = match self {
             // As workerlist-gen wrote it, for those who read it line by line.
             Format::CitusWorkers => blocks.concat(),
-            Format::NginxUpstream | Format::HaproxyBackend => {
-                [&[HEADER], blocks.as_slice()].concat().concat()
-            }
+            Format::NginxUpstream
+            | Format::HaproxyBackend
+            | Format::Hosts
+            | Format::NginxProxy
+            | Format::Haproxy => [&[HEADER], blocks.as_slice()].concat().concat(),
             Format::Json if blocks.is_empty() => "[]\n".to_owned(),
             Format::Json => format!("[\n{}\n]\n", blocks.join(",\n")),
         };
@@ -131,6 +163,17 @@ fn servers(
     })
 }
 
+/// The instances whose containers declare virtual hosts. What cannot be reached keeps its host, without a server.
+fn candidates(rows: &[&Row], hosts: &Hosts) -> Block {
+    let unusable = |row: &Row| match &row.endpoint.address {
+        address if !is_reachable(address) => Some("which nobody can reach"),
+        Address::Name(name) if hosts.standing(name) == Standing::LeftOut => Some("which does not resolve"),
+        _ => None,
+    };
+    let candidates = rows.iter().filter_map(|row| nginx_proxy::candidate(row, unusable(row))).collect();
+    Block { body: Body::Candidates(candidates), instances: 0, left_out: vec![], hosts: vec![] }
+}
+
 /// The rows whose host names may stand in the file, and the others.
 fn resolved<'r>(rows: &[&'r Row], hosts: &Hosts) -> (Vec<&'r Row>, Vec<&'r Row>) {
     rows.iter().partition(|row| match &row.endpoint.address {
@@ -140,7 +183,7 @@ fn resolved<'r>(rows: &[&'r Row], hosts: &Hosts) -> (Vec<&'r Row>, Vec<&'r Row>)
 }
 
 /// An instance as messages name it.
-fn name(row: &Row) -> String {
+pub(super) fn name(row: &Row) -> String {
     format!("{} of {} at {}", row.instance.container, row.id.node, row.endpoint)
 }
 

@@ -3,12 +3,18 @@
 mod block;
 pub mod format;
 mod go;
+pub mod haproxy;
+mod host_lines;
 pub mod hosts;
 mod installed;
 mod lookups;
+pub mod nginx_proxy;
+mod quoting;
 pub mod renderer;
+pub mod settings;
 mod template;
 mod view;
 
 pub use format::Format;
 pub use renderer::{Changes, Content, RenderError, Rendered, Renderer};
+pub use settings::{RawRenderSettings, RenderSettings};

@@ -23,6 +23,8 @@ use super::{
     block::Block,
     hosts::{Hosts, Standing},
     installed::Installed,
+    nginx_proxy::{self, File, folders::Folders},
+    settings::RenderSettings,
     template,
 };
 use crate::roll::{Row, Selection, Verdict, Version};
@@ -43,6 +45,14 @@ pub enum RenderError {
     #[error("cannot read the template {path}", path = path.display())]
     Read {
         /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A folder that the format looks at cannot be read.
+    #[error("cannot read the folder {path}", path = path.display())]
+    Folder {
+        /// The folder.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
@@ -91,6 +101,11 @@ pub struct Renderer {
     shown: BTreeSet<ServiceName>,
     /// Whether each service has a file of its own.
     per_service: bool,
+    settings: RenderSettings,
+    /// The files that the format looks at, as they were when it was rendered last.
+    folders: Option<Folders>,
+    /// Whether they are others by now.
+    has_other_files: bool,
 }
 
 /// What a selection has that was not rendered yet.
@@ -100,12 +115,14 @@ pub struct Changes {
     gone: Vec<ServiceName>,
     /// Services whose rows are others now.
     changed: Vec<(ServiceName, Version, Vec<Row>)>,
+    /// Whether files that the format looks at came or went.
+    has_other_files: bool,
 }
 
 impl Changes {
     /// Whether everything was rendered already.
     pub fn is_empty(&self) -> bool {
-        self.gone.is_empty() && self.changed.is_empty()
+        self.gone.is_empty() && self.changed.is_empty() && !self.has_other_files
     }
 
     /// Leaves these rows out.
@@ -118,12 +135,30 @@ impl Renderer {
     /// A renderer for the target. The `named` services are there also while they have no instance.
     pub fn new(target: TargetName, content: Content, named: Vec<ServiceName>) -> Self {
         let (blocks, hosts, shown) = (BTreeMap::new(), Hosts::default(), BTreeSet::new());
-        Self { target, content, named, blocks, hosts, shown, per_service: false }
+        Self {
+            target,
+            content,
+            named,
+            blocks,
+            hosts,
+            shown,
+            per_service: false,
+            settings: RenderSettings::default(),
+            folders: None,
+            has_other_files: false,
+        }
     }
 
     /// Has each service rendered by itself.
+    #[must_use]
     pub fn per_service(self, per_service: bool) -> Self {
         Self { per_service, ..self }
+    }
+
+    /// The same with settings of its content.
+    #[must_use]
+    pub fn with(self, settings: RenderSettings) -> Self {
+        Self { settings, ..self }
     }
 
     /// Takes in the file that is there: what it has is not the first to go.
@@ -143,7 +178,9 @@ impl Renderer {
         template::check(path).map_err(|error| match error {
             RenderError::Read { source, .. } => SettingError::caused("template", path.display(), source),
             RenderError::Template { reason, .. } => SettingError::caused("template", path.display(), reason),
-            error @ RenderError::Format(_) => SettingError::caused("template", path.display(), error),
+            error @ (RenderError::Format(_) | RenderError::Folder { .. }) => {
+                SettingError::caused("template", path.display(), error)
+            }
         })
     }
 
@@ -166,7 +203,7 @@ impl Renderer {
             let rows = || selection.rows(service, verdict).into_iter().cloned().collect();
             (!is_known).then(|| (service.clone(), version, rows()))
         });
-        Changes { gone, changed: changed.collect() }
+        Changes { gone, changed: changed.collect(), has_other_files: self.has_other_files }
     }
 
     /// Renders all that was taken out of the selection so far.
@@ -175,7 +212,7 @@ impl Renderer {
     /// A template that cannot be read or fails.
     pub fn render(
         &mut self,
-        Changes { gone, changed }: Changes,
+        Changes { gone, changed, has_other_files: _ }: Changes,
         now: Instant,
     ) -> Result<Rendered, RenderError> {
         for service in gone {
@@ -187,6 +224,7 @@ impl Renderer {
             let block = self.block(&service, &rows.iter().collect::<Vec<_>>())?;
             self.blocks.insert(service, (version, block));
         }
+        let folders = self.look()?;
         let absent = self.named.iter().filter(|name| !self.blocks.contains_key(*name));
         let absent: Vec<(&ServiceName, Block)> =
             absent.map(|name| Ok((name, self.block(name, &[])?))).collect::<Result<_, RenderError>>()?;
@@ -200,26 +238,57 @@ impl Renderer {
             }
             _ => vec![],
         };
-        let (bytes, each) = if self.per_service {
-            let own = |one: &(&ServiceName, &Block)| Ok((one.0.clone(), self.text(&[*one])?));
-            (vec![], blocks.iter().map(own).collect::<Result<_, RenderError>>()?)
+        let (File { bytes, served, left_out }, each) = if self.per_service {
+            let own = |one: &(&ServiceName, &Block)| Ok((one.0.clone(), self.file(&[*one], &folders)?.bytes));
+            (File::default(), blocks.iter().map(own).collect::<Result<_, RenderError>>()?)
         } else {
-            (self.text(&blocks)?, BTreeMap::new())
+            (self.file(&blocks, &folders)?, BTreeMap::new())
         };
-        Ok(Rendered {
+        let instances = served + blocks.iter().map(|(_, block)| block.instances).sum::<usize>();
+        let of_blocks = blocks.iter().flat_map(|(_, block)| &block.left_out).cloned();
+        let rendered = Rendered {
             bytes,
             each,
-            instances: blocks.iter().map(|(_, block)| block.instances).sum(),
-            left_out: blocks.iter().flat_map(|(_, block)| &block.left_out).cloned().chain(clashes).collect(),
+            instances,
+            left_out: of_blocks.chain(clashes).chain(left_out).collect(),
             keeps_hosts: blocks
                 .iter()
                 .flat_map(|(_, block)| &block.hosts)
                 .any(|(_, standing)| *standing == Standing::Kept),
-        })
+        };
+        (self.folders, self.has_other_files) = (Some(folders), false);
+        Ok(rendered)
     }
 
-    /// Asks again for host names whose answers are old. What has changed by that is among the next changes.
+    /// The file of these blocks. What the blocks count and leave out already is not in it once more.
+    fn file(&self, blocks: &[(&ServiceName, &Block)], folders: &Folders) -> Result<File, RenderError> {
+        let texts = || blocks.iter().filter_map(|(service, block)| Some((*service, block.text()?)));
+        let bytes = match &self.content {
+            Content::Format(Format::NginxProxy) => {
+                let candidates = blocks.iter().flat_map(|(_, block)| block.candidates());
+                return nginx_proxy::render(&self.settings.nginx_proxy, folders, candidates);
+            }
+            Content::Format(Format::Haproxy) => self.settings.haproxy.join(&texts().collect::<Vec<_>>())?,
+            Content::Format(format) => format.join(texts().map(|(_, text)| text)),
+            Content::Template(path) => template::fill(path, &self.target, &self.settings.vars, blocks)?,
+        };
+        Ok(File { bytes, served: 0, left_out: vec![] })
+    }
+
+    /// Looks at the files that the format depends on.
+    fn look(&self) -> Result<Folders, RenderError> {
+        match self.content {
+            Content::Format(Format::NginxProxy) => Folders::look(&self.settings.nginx_proxy),
+            _ => Ok(Folders::default()),
+        }
+    }
+
+    /// Asks again for host names whose answers are old, and for the files that the format looks at. What has changed by that
+    /// is among the next changes.
     pub fn look_again(&mut self, now: Instant) {
+        // What cannot be read now fails when it is rendered.
+        self.has_other_files =
+            self.folders.as_ref().is_some_and(|last| self.look().is_ok_and(|folders| folders != *last));
         let hosts = self.blocks.values().flat_map(|(_, block)| &block.hosts);
         let used: HashSet<_> = hosts.map(|(name, _)| name).collect();
         self.hosts.look_again(|name| used.contains(name), now);
@@ -235,14 +304,6 @@ impl Renderer {
         match (&self.content, &row.endpoint.address) {
             (Content::Format(format), Address::Name(name)) if format.resolves_at_load() => Some(name),
             _ => None,
-        }
-    }
-
-    /// A file of these services.
-    fn text(&self, blocks: &[(&ServiceName, &Block)]) -> Result<Vec<u8>, RenderError> {
-        match &self.content {
-            Content::Format(format) => Ok(format.join(blocks.iter().filter_map(|(_, block)| block.text()))),
-            Content::Template(path) => template::fill(path, &self.target, blocks),
         }
     }
 

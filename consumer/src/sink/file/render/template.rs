@@ -1,14 +1,21 @@
-//! The user's template, in the Jinja language. It is read each time, and ends when its fuel does.
+//! The user's template, in the Jinja language. It is read each time, and ends when its fuel does. docs/templates.md has
+//! what it sees, and every filter that is not Jinja's own.
+
+mod patterns;
+mod query;
+mod texts;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context, value::Serde};
 use rollcall_shared::model::name::{ServiceName, TargetName};
 
+use self::patterns::Patterns;
 use super::{
     RenderError,
     block::{Block, Body},
     go,
+    settings::Vars,
     view::View,
 };
 use crate::roll::Row;
@@ -37,6 +44,7 @@ pub(super) fn check(path: &Path) -> Result<(), RenderError> {
 pub(super) fn fill(
     path: &Path,
     target: &TargetName,
+    vars: &Vars,
     blocks: &[(&ServiceName, &Block)],
 ) -> Result<Vec<u8>, RenderError> {
     let environment = environment(path)?;
@@ -46,10 +54,21 @@ pub(super) fn fill(
         .iter()
         .map(|(service, block)| (service.as_str(), block.list().iter().cloned().collect()))
         .collect();
+    let nodes = nodes(&instances);
     let target = context! { name => target.as_str() };
-    let context = context! { instances, services, target };
+    let context = context! { instances, services, nodes, target, vars => Serde(vars) };
     let template = environment.get_template(MAIN).map_err(failed)?;
     Ok(template.render(context).map_err(failed)?.into_bytes())
+}
+
+/// The nodes that have instances, by name, with their own.
+fn nodes(instances: &[Value]) -> Vec<Value> {
+    let mut nodes = BTreeMap::<String, Vec<Value>>::new();
+    for instance in instances {
+        let name = instance.get_attr("node").map(|node| node.to_string()).unwrap_or_default();
+        nodes.entry(name).or_default().push(instance.clone());
+    }
+    nodes.into_iter().map(|(name, instances)| context! { name, instances }).collect()
 }
 
 /// A strict environment with the user's template, whose folder is where it includes others from.
@@ -62,22 +81,47 @@ fn environment(path: &Path) -> Result<Environment<'static>, RenderError> {
     }
     let mut environment = Environment::new();
     environment.set_fuel(Some(MAX_STEPS));
+    // Errors know the expression that failed.
+    environment.set_debug(true);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     let mut syntax = environment.syntax().to_builder();
     syntax.keep_trailing_newline(true).trim_blocks(true).lstrip_blocks(true);
     environment.set_syntax(syntax.build().expect("the usual delimiters do not contradict each other"));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    let patterns = Patterns::default();
+    query::add_to(&mut environment, &patterns);
+    patterns::add_to(&mut environment, &patterns);
+    texts::add_to(&mut environment);
     environment.set_loader(minijinja::path_loader(path.parent().unwrap_or(Path::new("."))));
     environment.add_template_owned(MAIN, source).map_err(|error| failed(path, &error))?;
     Ok(environment)
 }
 
+/// Where and why it failed: the file, if it is not the template itself, the line, and the expression.
 fn failed(path: &Path, error: &minijinja::Error) -> RenderError {
+    let file = error.name().filter(|name| *name != MAIN).map(|name| format!("{name}: ")).unwrap_or_default();
     let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
     let what = match error.kind() {
         ErrorKind::OutOfFuel => format!("it takes more than {MAX_STEPS} steps"),
         kind => error.detail().map_or_else(|| kind.to_string(), ToOwned::to_owned),
     };
-    let reason = format!("{line}{what}").replace(char::is_control, " ");
+    let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    let place = text_of_line(error).map(|line| format!(", in {line}")).unwrap_or_default();
+    let reason = format!("{file}{line}{what}{source}{place}").replace(char::is_control, " ");
     RenderError::Template { path: path.to_owned(), reason }
 }
+
+/// The line that failed, as it is written, where the error does not have the expression itself.
+fn text_of_line(error: &minijinja::Error) -> Option<String> {
+    /// How much of it is shown, in characters.
+    const MAX_SHOWN: usize = 120;
+    if matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::UndefinedError) {
+        return None;
+    }
+    let line = error.template_source()?.lines().nth(error.line()?.checked_sub(1)?)?.trim();
+    (!line.is_empty()).then(|| line.chars().take(MAX_SHOWN).collect())
+}
+
+#[cfg(test)]
+mod tests;

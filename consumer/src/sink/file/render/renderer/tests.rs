@@ -16,6 +16,8 @@ use super::{
 };
 use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
 
+mod whole;
+
 fn renderer(content: Content, named: &[&str]) -> Renderer {
     let named = named.iter().map(|name| name.parse().expect("a name")).collect();
     let renderer = Renderer::new("test".parse().expect("a name"), content, named);
@@ -308,7 +310,7 @@ fn only_services_whose_rows_are_others_are_taken_out_of_a_selection() {
     let mut selection = selection(three());
     let mut renderer = renderer(Content::Format(Format::Json), &["web"]);
     let changes = |renderer: &Renderer, selection: &Selection| {
-        let Changes { gone, changed } = renderer.changes(selection, &selection.verdict(Instant::now()));
+        let Changes { gone, changed, .. } = renderer.changes(selection, &selection.verdict(Instant::now()));
         let changed = changed.into_iter().map(|(service, ..)| service.to_string());
         (gone.iter().map(ToString::to_string).collect::<Vec<_>>(), changed.collect::<Vec<_>>())
     };
