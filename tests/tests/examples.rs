@@ -57,6 +57,7 @@ fn register(etcd: &Etcd) -> Result<()> {
             "address": "10.0.0.1", "port": 8080 + number, "protocol": "tcp", "container_port": 5432,
             "status": "passing", "started_at": "2026-01-01T00:00:00Z", "tags": ["web"],
             "labels": {"com.citusdata.role": "Worker"},
+            "environment": {"VIRTUAL_HOST": format!("{service}.example.com")},
         });
         etcd.ctl().put(&format!("/rollcall/instances/h1/{id}/5432-tcp"), &value.to_string())?;
     }
