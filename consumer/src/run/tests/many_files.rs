@@ -113,6 +113,10 @@ fn a_pattern_that_cannot_work_is_refused() {
             "expected one file, as {service} cannot go beside verify",
         ),
         (
+            target("a", "/c/{service}", "").replace("json", "haproxy"),
+            "expected one file, as {service} cannot go beside a format that is a whole configuration",
+        ),
+        (
             target("a", "/c/{service}.conf", "") + &target("b", "/c/web.conf", ""),
             "expected a file that no other target has",
         ),

@@ -1,0 +1,98 @@
+//! docker-gen on several nodes, replaced: a real Swarm of three, and the stack of deploy/examples as it is shipped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use rollcall_tests::{Bridge, DockerHost, Swarm, image, tool, until};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Two services of another stack, one of which is on another node than nginx. The workers say their host names.
+const APPS: &str = r#"
+version: "3.8"
+services:
+  a:
+    image: rollcall-test-worker
+    hostname: a-{{.Task.Slot}}
+    networks: [proxy]
+    environment: {VIRTUAL_HOST: "a.example,*.a.example"}
+    deploy: {endpoint_mode: dnsrr, placement: {constraints: ["node.hostname == host-2"]}}
+  b:
+    image: rollcall-test-worker
+    hostname: b-{{.Task.Slot}}
+    networks: [proxy]
+    labels: {VIRTUAL_HOST: b.example}
+    environment: {PORT: "8080", VIRTUAL_PORT: "8080"}
+    deploy: {endpoint_mode: dnsrr, placement: {constraints: ["node.hostname == host-3"]}}
+networks:
+  proxy: {external: true}
+"#;
+
+/// The shipped stack, unencrypted: not every kernel that tests run on has the cipher.
+fn stack(dir: &Path) -> Result<PathBuf> {
+    let examples = tool::workspace().join("deploy/examples");
+    let text = fs::read_to_string(examples.join("nginx-proxy.stack.yml"))?;
+    let encrypted = ", driver_opts: {encrypted: \"\"}";
+    assert!(text.contains(encrypted), "the network of etcd is encrypted");
+    fs::copy(examples.join("nginx-proxy.toml"), dir.join("nginx-proxy.toml"))?;
+    let file = dir.join("stack.yml");
+    fs::write(&file, text.replace(encrypted, ""))?;
+    Ok(file)
+}
+
+/// What nginx answers to a request for a host: the status and the body.
+fn ask(host: &DockerHost, name: &str) -> Result<String> {
+    let mut curl = tool::command("curl")?;
+    curl.args(["--silent", "--max-time", "2", "--write-out", "%{http_code}", "--header"]);
+    curl.args([&format!("Host: {name}"), &format!("http://{}/", host.ip())]);
+    tool::run(&mut host.run_in_netns(curl)?)
+}
+
+#[test]
+fn a_stack_on_a_swarm_serves_the_virtual_hosts_of_all_nodes() -> Result<()> {
+    let (agent, consumer) = image::rollcall()?;
+    let (bridge, dir) = (Bridge::start()?, tempfile::tempdir()?);
+    let hosts = DockerHost::start_several(3, &bridge)?;
+    let images: [&[&str]; 3] = [
+        &[agent, consumer, image::etcd()?, image::nginx()?],
+        &[agent, image::worker()?],
+        &[agent, image::worker()?],
+    ];
+    for (host, images) in hosts.iter().zip(images) {
+        images.iter().try_for_each(|image| host.load_image(image))?;
+    }
+    let swarm = Swarm::start(&hosts)?;
+    hosts[0].docker(&["node", "update", "--label-add", "proxy=true", "host-1"])?;
+    let settings = [("ROLLCALL_TAG", "test"), ("NGINX_IMAGE", image::NGINX)];
+    swarm.deploy("proxy", &stack(dir.path())?, &settings)?;
+    until("nginx answers for nobody", TIMEOUT, || Ok(ask(&hosts[0], "a.example")?.ends_with("503")))?;
+
+    let apps = dir.path().join("apps.yml");
+    fs::write(&apps, APPS)?;
+    swarm.deploy("apps", &apps, &[])?;
+    for (name, worker) in [("a.example", "a-1"), ("www.a.example", "a-1"), ("b.example", "b-1")] {
+        until(&format!("{name} is served"), TIMEOUT, || {
+            Ok(ask(&hosts[0], name)? == format!("{worker}\n200"))
+        })?;
+    }
+    assert!(ask(&hosts[0], "other.example")?.ends_with("503"));
+
+    // A container that is no service, by its label; and what ends leaves.
+    let alone =
+        ["--network", "proxy", "--hostname", "alone", "--env", "VIRTUAL_HOST=c.example", image::WORKER];
+    let alone = hosts[1].run(&alone)?;
+    until("a container that is no service is served", TIMEOUT, || {
+        Ok(ask(&hosts[0], "c.example")? == "alone\n200")
+    })?;
+    drop(alone);
+    until("it is not any more", TIMEOUT, || Ok(ask(&hosts[0], "c.example")?.ends_with("503")))?;
+    hosts[0].docker(&["service", "scale", "--detach", "apps_b=2"])?;
+    until("both tasks are asked", TIMEOUT, || {
+        let answers = (0..8).map(|_| ask(&hosts[0], "b.example")).collect::<Result<Vec<_>>>()?;
+        Ok(["b-1\n200", "b-2\n200"].iter().all(|wanted| answers.iter().any(|answer| answer == wanted)))
+    })?;
+    assert_eq!(ask(&hosts[0], "a.example")?, "a-1\n200");
+    Ok(())
+}
