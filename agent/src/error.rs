@@ -23,9 +23,9 @@ pub enum Error {
     /// The node's name is another agent's.
     #[error(transparent)]
     Claim(#[from] KeeperError),
-    /// The node's name is another agent's, and each has containers of its own.
+    /// The node's name is held by a twin, and each may be there for containers of its own.
     #[error("{0}; or one agent for both, by --container NAME,NAME")]
-    ClaimBeside(KeeperError),
+    TwinBeside(KeeperError),
     /// A part that runs for ever has ended.
     #[error("the agent's {0} ended without being asked to")]
     Ended(&'static str),
@@ -51,7 +51,7 @@ impl From<Error> for Failure {
             Error::Docker(DockerError::Call { .. } | DockerError::Silent(_))
             | Error::Store(_)
             | Error::Claim(_)
-            | Error::ClaimBeside(_)
+            | Error::TwinBeside(_)
             | Error::Ended(_) => Failure::failed(error),
         }
     }

@@ -8,7 +8,7 @@ use rollcall_shared::{
     model::{claim::Claim, node::NodeRecord},
     process::{backoff::Backoff, readiness::Readiness},
     reflector::Reflector,
-    session::{Keeper, LeaseSettings, OnExit, keeper::SessionHandle},
+    session::{Keeper, KeeperError, LeaseSettings, OnExit, keeper::SessionHandle},
     store::Store,
 };
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
@@ -154,9 +154,10 @@ impl Agent {
         wiring.register(policy, reports, checks, &mut tasks);
         tokio::select! {
             // The keeper ends by the token, in bounded time. Nothing else goes on meanwhile.
-            kept = keeper.run(startup.stop.clone()) => Ok(kept.map_err(|error| {
-                if self.is_confined { Error::ClaimBeside(error) } else { Error::Claim(error) }
-            })?),
+            kept = keeper.run(startup.stop.clone()) => kept.map_err(|error| match error {
+                KeeperError::Twin { .. } if self.is_confined => Error::TwinBeside(error),
+                error => Error::Claim(error),
+            }),
             ended = tasks.ended(&startup.stop) => Err(Error::Ended(ended)),
         }
     }

@@ -27,7 +27,8 @@ pub fn entries(subject: &Subject<'_>, prefix: &Folder, fallback: Option<IpAddr>)
 
 /// Whether the port that the instance is reached at is published on all addresses of its family.
 fn is_published_everywhere(Subject { instance, bindings, .. }: &Subject<'_>) -> bool {
-    let Address::Ip(ip) = instance.address else { return false };
+    // One that is reached at its own address or name is not reached by what it publishes.
+    let (Address::Ip(ip), None) = (&instance.address, &instance.network) else { return false };
     bindings.iter().any(|binding| {
         binding.port == instance.port && binding.ip.is_unspecified() && binding.ip.is_ipv4() == ip.is_ipv4()
     })
@@ -35,6 +36,8 @@ fn is_published_everywhere(Subject { instance, bindings, .. }: &Subject<'_>) -> 
 
 #[cfg(test)]
 mod tests {
+    use rollcall_shared::model::instance::Instance;
+
     use super::*;
     use crate::{
         inventory::container::Binding,
@@ -62,6 +65,17 @@ mod tests {
                 [format!("/containers/web-1/80/host {host}"), "/containers/web-1/80/port 8080".to_owned()]
             );
         }
+    }
+
+    #[test]
+    fn a_container_that_is_reached_at_its_own_address_has_no_fallback() {
+        let (node, to) = (node(), "80".parse().expect("a port"));
+        let instance = Instance { network: Some("front".to_owned()), ..instance("80/tcp", "10.5.0.2:80") };
+        let bindings = [Binding { to, ip: "0.0.0.0".parse().expect("an address"), port: 80 }];
+        let subject = Subject { instance: &instance, node: &node, bindings: &bindings };
+        let fallback = Some("172.17.42.1".parse().expect("an address"));
+        let laid_out = shown(entries(&subject, &settings(&[]).containers_prefix, fallback));
+        assert_eq!(laid_out[0], "/containers/web-1/80/host 10.5.0.2");
     }
 
     #[test]

@@ -17,7 +17,6 @@ use rollcall_shared::{
         signal::{Acks, Delivery, Incarnation, Receivers},
     },
     process::readiness::Condition,
-    session::KeeperError,
     store::{
         Change, Entry, Guard, KeyRange, LeaseId, Mark, Op, Pages, Position, Recoveries, Revision, StoreError,
         Watch, memory::MemoryStore,

@@ -66,6 +66,10 @@ pub async fn bind(listen: Listen) -> Result<Option<TcpListener>, SettingError> {
     let Listen::At(address) = listen else { return Ok(None) };
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let taken = format!("{address}, where another process listens");
+            Err(SettingError::new("--listen", taken, "another port, or off"))
+        }
         Err(error) => Err(SettingError::caused("--listen", address, error)),
     }
 }
@@ -243,6 +247,16 @@ fn ask(listen: Listen, path: &str) -> Result<(SocketAddr, String), CheckError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_what_to_do() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = taken.local_addr().expect("an address");
+        let refused = bind(Listen::At(address)).await.expect_err("it is taken").to_string();
+        let expected =
+            format!("--listen is {address}, where another process listens: expected another port, or off");
+        assert_eq!(refused, expected);
+    }
 
     #[test]
     fn the_report_has_a_line_for_each_part() {
