@@ -67,6 +67,12 @@ async fn the_layouts_keys_come_and_go_with_the_instance_in_its_commits_and_under
     engine.start(&web);
     pass(AT_ONCE).await;
     assert_eq!(laid_out(&store).await.len(), 4);
+    engine.die(&web);
+    pass(AT_ONCE).await;
+    assert_eq!(laid_out(&store).await, BTreeMap::new(), "it was killed");
+    engine.start(&web);
+    pass(AT_ONCE).await;
+    assert_eq!(laid_out(&store).await.len(), 4);
     agent.stop().await;
     assert_eq!(laid_out(&store).await, BTreeMap::new());
 }
