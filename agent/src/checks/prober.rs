@@ -52,6 +52,8 @@ pub struct Prober {
 struct Check {
     definition: Definition,
     monitor: Monitor,
+    /// Whether it has been asked, so that its health says something.
+    was_asked: bool,
     /// When it is due, if it is; what `due` has is this.
     due_at: Option<Instant>,
 }
@@ -153,7 +155,9 @@ impl Prober {
                     let health = found.get(id).copied().unwrap_or(Health::Starting);
                     let monitor = Monitor::new(health, now);
                     let at = first_probe(&monitor, definition, now);
-                    self.checks.insert(*id, Check { definition: definition.clone(), monitor, due_at: None });
+                    let was_asked = health != Health::Starting;
+                    let check = Check { definition: definition.clone(), monitor, was_asked, due_at: None };
+                    self.checks.insert(*id, check);
                     at
                 }
             };
@@ -176,14 +180,17 @@ impl Prober {
         if check.definition.is_suspended {
             return;
         }
-        let Check { definition: Definition { container, spec, .. }, monitor, due_at } = check;
+        let Check { definition: Definition { container, spec, .. }, monitor, was_asked, due_at } = check;
+        let is_first = !std::mem::replace(was_asked, true);
         let news = monitor.take(outcome.is_ok(), spec, now);
         let next = monitor.delay(spec, now).map(|delay| asked_at + jittered(delay));
         // It is due already where its definition has changed meanwhile.
         let (next, container) = (due_at.or(next), container.clone());
         self.schedule(id, next);
-        if let Some(news) = news {
+        if news.is_some() || is_first {
             self.publish();
+        }
+        if let Some(news) = news {
             // Whoever waits for the verdict goes first.
             tokio::task::yield_now().await;
             let reason = outcome.err().map(|error| one_line(&error)).unwrap_or_default();
@@ -209,14 +216,14 @@ impl Prober {
     }
 
     fn publish(&self) {
-        let found = |(id, check): (&CheckId, &Check)| (*id, check.monitor.health());
-        let verdicts: Verdicts = self.checks.iter().map(found).collect();
         for (health, name) in
             [(Health::Starting, "starting"), (Health::Passing, "passing"), (Health::Failing, "failing")]
         {
-            let count = verdicts.values().filter(|found| **found == health).count();
+            let count = self.checks.values().filter(|check| check.monitor.health() == health).count();
             metrics::gauge!("rollcall_agent_checks", "health" => name).set(count as f64);
         }
+        let asked = self.checks.iter().filter(|(_, check)| check.was_asked);
+        let verdicts: Verdicts = asked.map(|(id, check)| (*id, check.monitor.health())).collect();
         self.verdicts.send_if_modified(|before| {
             let is_modified = **before != verdicts;
             if is_modified {

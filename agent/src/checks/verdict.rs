@@ -26,7 +26,7 @@ pub enum Health {
     Failing,
 }
 
-/// What each check has found; one that is not there has never passed.
+/// What each check has found; one that is not there has found nothing yet.
 pub type Verdicts = BTreeMap<CheckId, Health>;
 
 /// What the status of a port is that is checked by Docker and by us: the worse of the two. A container that drains

@@ -344,6 +344,12 @@ impl Desired {
         self.checks.values().flatten().cloned().collect()
     }
 
+    /// Whether there is a check that has found nothing yet, and is to.
+    pub fn is_unchecked(&self) -> bool {
+        let mut checks = self.checks.values().flatten();
+        checks.any(|(id, check)| !check.is_suspended && !self.verdicts.contains_key(id))
+    }
+
     /// Takes what the checks have found.
     pub fn judge(&mut self, verdicts: Arc<Verdicts>) {
         let before = std::mem::replace(&mut self.verdicts, verdicts);

@@ -31,6 +31,10 @@ use crate::{checks::prober::Exchange, inventory::watcher::InventoryReceiver};
 /// The name under which the readiness report has the registration: it is ready once everything is registered.
 pub const PART: &str = "registration";
 
+/// How long the first registration is not said to be there, at most, while a checked port was not asked yet: whoever
+/// lists what is registered then, as the embedded consumer does, finds what passes.
+const FIRST_PROBES_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Registers one node.
 #[derive(Debug)]
 pub struct Registrar {
@@ -40,6 +44,8 @@ pub struct Registrar {
     planner: Planner,
     backoff: Backoff,
     part: Part,
+    /// Until when the first probes are waited for; `None` before it is known what runs.
+    probes_until: Option<Instant>,
     inputs: Inputs,
     /// The keys of others that were named.
     said: BTreeSet<String>,
@@ -114,6 +120,7 @@ impl Registrar {
             planner,
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
             part: readiness.part(PART),
+            probes_until: None,
             inputs,
             said: BTreeSet::new(),
         }
@@ -137,7 +144,7 @@ impl Registrar {
                     }
                     Next::Idle => {
                         self.report();
-                        None
+                        self.probes_until.filter(|until| *until > Instant::now())
                     }
                 },
             };
@@ -181,7 +188,7 @@ impl Registrar {
         // What is too large is one container's doing. Anything else is the store's, or a role's.
         let worst =
             set_aside.iter().max_by_key(|(_, write)| !matches!(write.error, StoreError::TooLarge { .. }));
-        let Some((key, write)) = worst else { return self.report_conflicts() };
+        let Some((key, write)) = worst else { return self.report_registered() };
         let more = match set_aside.len() - 1 {
             0 => String::new(),
             more => format!(", and {more} more"),
@@ -217,6 +224,16 @@ impl Registrar {
         self.part.noted(format!("{key} is someone else's{more}: set aside in the layout until it goes"));
     }
 
+    /// Reports that everything is registered.
+    fn report_registered(&self) {
+        let is_awaited = self.probes_until.is_some_and(|until| Instant::now() < until);
+        if is_awaited && self.planner.desired.is_unchecked() {
+            self.part.waiting("the first probes of checked ports are under way");
+        } else {
+            self.report_conflicts();
+        }
+    }
+
     fn on_session(&mut self) -> Option<Session> {
         let session = self.inputs.sessions.session();
         if session.is_some() {
@@ -231,6 +248,7 @@ impl Registrar {
     fn on_inventory(&mut self) {
         let Some(running) = self.inputs.inventory.borrow_and_update().clone() else { return };
         self.planner.desired.update(running);
+        self.probes_until.get_or_insert_with(|| Instant::now() + FIRST_PROBES_TIMEOUT);
         let instances = self.planner.desired.values().map_or(0, |values| values.len());
         metrics::gauge!("rollcall_agent_instances").set(instances as f64);
         let definitions = self.planner.desired.definitions();

@@ -1,5 +1,7 @@
 //! What is registered follows what the checks of ports find, and nothing is written while they find the same.
 
+use rollcall_shared::process::readiness::Conditions;
+
 use super::*;
 use crate::{checks::Ready, inventory::container::Check};
 
@@ -197,4 +199,26 @@ async fn a_greedy_container_whose_ports_never_answer_delays_no_other() {
     pass(AT_ONCE * 5).await;
     let passing = registered_instances(&store).await.into_iter().filter(|i| i.status == Status::Passing);
     assert_eq!(passing.map(|instance| instance.container.to_string()).collect::<Vec<_>>(), ["other"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_registration_is_ready_once_every_port_was_asked_or_has_had_time_to_answer() {
+    let (store, engine, ports) = (MemoryStore::new(), engine(), ScriptedPorts::default());
+    ports.set(PORT, Answers::Well);
+    engine.put(&checked(&[("rollcall.check", "tcp")]));
+    let agent = start(&store, &engine, &ports, Ready::None);
+    let mut conditions = agent.readiness.subscribe();
+    let is_ready =
+        |conditions: &Conditions| conditions.get(registration::PART).is_some_and(Condition::is_ready);
+    conditions.wait_for(is_ready).await.expect("the agent runs");
+    assert_eq!(status(&store).await, Status::Passing, "whoever waited finds it passing");
+    agent.stop().await;
+    let slow = [("rollcall.check", "tcp"), ("rollcall.check.timeout", "10s")];
+    engine.put(&Container { name: "slow".parse().expect("a name"), ..checked(&slow) });
+    ports.set(PORT, Answers::Never);
+    let agent = start(&MemoryStore::new(), &engine, &ports, Ready::None);
+    pass(Duration::from_secs(2)).await;
+    assert!(matches!(agent.condition(registration::PART), Condition::Waiting(_)));
+    pass(Duration::from_secs(2)).await;
+    assert_eq!(agent.condition(registration::PART), Condition::Ready);
 }
