@@ -119,19 +119,19 @@ impl Prober {
             if self.probing.len() >= MAX_CONCURRENT_PROBES {
                 return;
             }
+            let Some(Check { definition, .. }) = self.checks.get(&id) else { continue };
             let in_flight = self.in_flight.entry(id.run).or_default();
             if *in_flight >= MAX_CONCURRENT_OF_CONTAINER {
                 continue;
             }
             *in_flight += 1;
-            self.schedule(id, None);
-            let Some(Check { definition, .. }) = self.checks.get(&id) else { continue };
             let (probe, target, spec) =
                 (self.probe.clone(), definition.target.clone(), definition.spec.clone());
             self.probing.spawn(async move {
                 let outcome = probe.probe(&target, &spec).await;
                 Answer { id, asked_at: now, outcome }
             });
+            self.schedule(id, None);
         }
     }
 
