@@ -111,12 +111,12 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &PathAndQuery) -> Res
     builder.max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_HEADERS);
     let (mut sender, connection) =
         builder.handshake::<_, String>(TokioIo::new(stream)).await.map_err(ProbeError::Http)?;
-    let request = Request::get(path.as_str())
+    let request = Request::get(path.clone())
         .header(HOST, address.to_string())
         .header(USER_AGENT, AGENT)
         .header(CONNECTION, "close")
         .body(String::new())
-        .expect("a path that was parsed makes a request");
+        .expect("its headers are plain texts");
     let carry = async {
         // Why it has ended, the request is told.
         let _ = connection.await;

@@ -263,6 +263,8 @@ fn count(found: Option<Found<'_>>) -> Result<Option<u32>, Omission> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::inventory::container::testing::container;
 
@@ -379,5 +381,25 @@ mod tests {
         assert_eq!(held(&with(&[("rollcall.check", "none")]), "80"), None);
         assert_eq!(held(&with(&[("rollcall.check", "tcp")]), "80"), Some(false));
         assert_eq!(held(&Container { check: Check::Starting, ..with(&[]) }, "80"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_container_says_is_refused_or_within_the_bounds(
+            name in proptest::sample::select(vec!["", ".path", ".status", ".interval", ".timeout", ".rise", ".fall"]),
+            value in prop_oneof![any::<String>(), "/[ -~]{0,40}", "[0-9]{1,5}(ms|s|m|h|-[0-9]{1,4})?"],
+        ) {
+            let label = format!("rollcall.check{name}");
+            let labels = [("rollcall.check", "http"), (&*label, &*value)];
+            let Ok(Some(Spec { method, interval, timeout, rise, fall, .. })) = spec("80", &labels) else {
+                return Ok(());
+            };
+            prop_assert!((MIN_INTERVAL..=MAX_INTERVAL).contains(&interval));
+            prop_assert!((MIN_TIMEOUT..=interval).contains(&timeout));
+            prop_assert!((1..=MAX_COUNT).contains(&rise) && (1..=MAX_COUNT).contains(&fall));
+            if let Method::Http { path, .. } = method {
+                prop_assert!(path.as_str().starts_with('/') && path.as_str().bytes().all(|b| b.is_ascii_graphic()));
+            }
+        }
     }
 }
