@@ -14,7 +14,7 @@ const TEMPLATE: &str = "upstream dailyreport {\n\
     {% if not instances %}    server 127.0.0.1:9 down;\n{% endif %}}\n\
     server { listen 8099; location / { proxy_pass http://dailyreport; } }\n";
 /// As on its page, but for the heartbeat: a test does not wait for half a minute.
-const LINE: &str = "rollcall-consumer -dockerAddr http://127.0.0.1:4243 -service dailyreport[0-9]*.stackexpress.com \
+const LINE: &str = "rollcall-consumer -dockerAddr http://127.0.0.1:4243 -service 'dailyreport[0-9]*.stackexpress.com' \
                     -config /etc/nginx/sites-enabled/loadbalancer.conf -heartbeat 3s -bkp_dir /var/backups -since=1412355983";
 
 /// A machine as its page has it: nginx and the updater beside each other, in a container that stands for the host.
@@ -46,7 +46,7 @@ impl Machine {
 
     /// A line of a shell, and how it ends.
     fn ends(&self, command: &str) -> Result<(String, String)> {
-        let said = self.shell(&format!("({command}) 2>&1; echo; echo $?"))?;
+        let said = self.shell(&format!("({command}) 2>&1; code=$?; echo; echo $code"))?;
         let (said, code) = said.rsplit_once('\n').context("it ends")?;
         Ok((said.trim_end().to_owned(), code.to_owned()))
     }
