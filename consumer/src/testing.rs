@@ -101,7 +101,12 @@ pub fn come(instances: impl IntoIterator<Item = (InstanceId, Instance)>) -> Shif
         after: Some(Arc::new(instance)),
         departure: None,
     };
-    Shifts { shifts: instances.into_iter().map(shift).collect(), unconfirmed: 0, listed: true }
+    Shifts {
+        shifts: instances.into_iter().map(shift).collect(),
+        unconfirmed: 0,
+        listed: true,
+        revision: Revision(1),
+    }
 }
 
 /// A state folder that reports to nobody.

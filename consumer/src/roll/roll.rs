@@ -215,7 +215,12 @@ impl Roll {
     }
 
     fn shifts(&self, shifts: Vec<Shift>) -> Shifts {
-        Shifts { shifts, unconfirmed: self.retention.len(), listed: self.cache.position().is_some() }
+        Shifts {
+            shifts,
+            unconfirmed: self.retention.len(),
+            listed: self.cache.position().is_some(),
+            revision: self.revision(),
+        }
     }
 
     /// Why an instance went that the store does not have any more.

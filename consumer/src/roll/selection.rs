@@ -9,9 +9,12 @@ use std::{
     sync::Arc,
 };
 
-use rollcall_shared::model::{
-    instance::{Endpoint, Instance, InstanceId},
-    name::ServiceName,
+use rollcall_shared::{
+    model::{
+        instance::{Endpoint, Instance, InstanceId},
+        name::ServiceName,
+    },
+    store::Revision,
 };
 use tokio::time::Instant;
 
@@ -80,6 +83,8 @@ pub struct Selection {
     lost_step: u64,
     /// Counts what it was told.
     step: u64,
+    /// The roll's revision when what is to be rendered may have changed last.
+    revision: Revision,
     is_listed: bool,
     has_matched: bool,
     /// What there is instead, while nothing has matched yet.
@@ -101,6 +106,7 @@ impl Selection {
             lost: LostRows::default(),
             lost_step: 0,
             step: 0,
+            revision: Revision::default(),
             is_listed: false,
             has_matched: false,
             others: BTreeMap::new(),
@@ -144,6 +150,9 @@ impl Selection {
         }
         self.measure(tallies, now);
         self.note_others(shifts);
+        if has_changed {
+            self.revision = shifts.revision;
+        }
         has_changed
     }
 
@@ -359,6 +368,11 @@ impl Selection {
         self.step
     }
 
+    /// The roll's revision when the rows changed last: it is the same for the same rows until the next start.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
     /// Whether the store has been listed. Before that, the rows are what was remembered.
     pub fn is_listed(&self) -> bool {
         self.is_listed
@@ -398,7 +412,7 @@ mod tests {
     }
 
     fn shifts(shift: Shift) -> Shifts {
-        Shifts { shifts: vec![shift], unconfirmed: 0, listed: true }
+        Shifts { shifts: vec![shift], listed: true, ..Shifts::default() }
     }
 
     fn comes(number: usize) -> Shifts {
@@ -448,7 +462,11 @@ mod tests {
         assert!(selection.apply(&nothing, now));
         assert!(!selection.apply(&nothing, now));
         let starting = Instance { status: Status::Starting, ..testing::instance(1, "web") };
-        assert!(!selection.apply(&testing::come([(testing::id(1), starting)]), now));
+        let none = Shifts { revision: Revision(2), ..testing::come([(testing::id(1), starting)]) };
+        assert!(!selection.apply(&none, now));
+        assert_eq!(selection.revision(), Revision(0), "that of the last change");
+        selection.apply(&Shifts { revision: Revision(3), ..comes(2) }, now);
+        assert_eq!(selection.revision(), Revision(3));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use rollcall_shared::model::instance::{Instance, InstanceId};
+use rollcall_shared::{
+    model::instance::{Instance, InstanceId},
+    store::Revision,
+};
 
 /// What happened to one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,4 +40,6 @@ pub struct Shifts {
     pub unconfirmed: usize,
     /// Whether the store has been listed. Before that, the roll is what was remembered.
     pub listed: bool,
+    /// The store's revision that the roll is of.
+    pub revision: Revision,
 }

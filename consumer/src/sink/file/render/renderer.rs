@@ -15,6 +15,7 @@ use rollcall_shared::{
         name::{ContainerName, ServiceName, TargetName},
     },
     process::setting::SettingError,
+    store::Revision,
 };
 use tokio::time::Instant;
 
@@ -25,7 +26,7 @@ use super::{
     installed::Installed,
     nginx_proxy::{self, File, folders::Folders},
     settings::RenderSettings,
-    template,
+    template::{self, Facts},
 };
 use crate::roll::{Row, Selection, Verdict, Version};
 
@@ -117,6 +118,8 @@ pub struct Changes {
     changed: Vec<(ServiceName, Version, Vec<Row>)>,
     /// Whether files that the format looks at came or went.
     has_other_files: bool,
+    /// The roll's revision when the selection changed last.
+    revision: Revision,
 }
 
 impl Changes {
@@ -203,7 +206,12 @@ impl Renderer {
             let rows = || selection.rows(service, verdict).into_iter().cloned().collect();
             (!is_known).then(|| (service.clone(), version, rows()))
         });
-        Changes { gone, changed: changed.collect(), has_other_files: self.has_other_files }
+        Changes {
+            gone,
+            changed: changed.collect(),
+            has_other_files: self.has_other_files,
+            revision: selection.revision(),
+        }
     }
 
     /// Renders all that was taken out of the selection so far.
@@ -212,7 +220,7 @@ impl Renderer {
     /// A template that cannot be read or fails.
     pub fn render(
         &mut self,
-        Changes { gone, changed, has_other_files: _ }: Changes,
+        Changes { gone, changed, has_other_files: _, revision }: Changes,
         now: Instant,
     ) -> Result<Rendered, RenderError> {
         for service in gone {
@@ -239,10 +247,12 @@ impl Renderer {
             _ => vec![],
         };
         let (File { bytes, served, left_out }, each) = if self.per_service {
-            let own = |one: &(&ServiceName, &Block)| Ok((one.0.clone(), self.file(&[*one], &folders)?.bytes));
+            let own = |one: &(&ServiceName, &Block)| {
+                Ok((one.0.clone(), self.file(&[*one], &folders, revision)?.bytes))
+            };
             (File::default(), blocks.iter().map(own).collect::<Result<_, RenderError>>()?)
         } else {
-            (self.file(&blocks, &folders)?, BTreeMap::new())
+            (self.file(&blocks, &folders, revision)?, BTreeMap::new())
         };
         let instances = served + blocks.iter().map(|(_, block)| block.instances).sum::<usize>();
         let of_blocks = blocks.iter().flat_map(|(_, block)| &block.left_out).cloned();
@@ -261,7 +271,12 @@ impl Renderer {
     }
 
     /// The file of these blocks. What the blocks count and leave out already is not in it once more.
-    fn file(&self, blocks: &[(&ServiceName, &Block)], folders: &Folders) -> Result<File, RenderError> {
+    fn file(
+        &self,
+        blocks: &[(&ServiceName, &Block)],
+        folders: &Folders,
+        revision: Revision,
+    ) -> Result<File, RenderError> {
         let texts = || blocks.iter().filter_map(|(service, block)| Some((*service, block.text()?)));
         let bytes = match &self.content {
             Content::Format(Format::NginxProxy) => {
@@ -270,7 +285,11 @@ impl Renderer {
             }
             Content::Format(Format::Haproxy) => self.settings.haproxy.join(&texts().collect::<Vec<_>>())?,
             Content::Format(format) => format.join(texts().map(|(_, text)| text)),
-            Content::Template(path) => template::fill(path, &self.target, &self.settings.vars, blocks)?,
+            Content::Template(path) => template::fill(
+                path,
+                Facts { target: &self.target, vars: &self.settings.vars, revision },
+                blocks,
+            )?,
         };
         Ok(File { bytes, served: 0, left_out: vec![] })
     }

@@ -8,7 +8,10 @@ mod texts;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context, value::Serde};
-use rollcall_shared::model::name::{ServiceName, TargetName};
+use rollcall_shared::{
+    model::name::{ServiceName, TargetName},
+    store::Revision,
+};
 
 use self::patterns::Patterns;
 use super::{
@@ -29,6 +32,14 @@ const GO_TEMPLATE: &str = "this is a Go template, and Rollcall's are in Jinja's 
 /// The name of the user's template within its environment; no included file can have it.
 const MAIN: &str = "/";
 
+/// What a template sees beside the instances.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts<'f> {
+    pub target: &'f TargetName,
+    pub vars: &'f Vars,
+    pub revision: Revision,
+}
+
 /// A service's list, as templates see it.
 pub(super) fn block(rows: &[&Row]) -> Block {
     let list = rows.iter().map(|row| Value::from(Serde(View::of(row)))).collect();
@@ -43,8 +54,7 @@ pub(super) fn check(path: &Path) -> Result<(), RenderError> {
 /// Fills the template in.
 pub(super) fn fill(
     path: &Path,
-    target: &TargetName,
-    vars: &Vars,
+    Facts { target, vars, revision }: Facts<'_>,
     blocks: &[(&ServiceName, &Block)],
 ) -> Result<Vec<u8>, RenderError> {
     let environment = environment(path)?;
@@ -56,7 +66,8 @@ pub(super) fn fill(
         .collect();
     let nodes = nodes(&instances);
     let target = context! { name => target.as_str() };
-    let context = context! { instances, services, nodes, target, vars => Serde(vars) };
+    let revision = revision.0;
+    let context = context! { instances, services, nodes, revision, target, vars => Serde(vars) };
     let template = environment.get_template(MAIN).map_err(failed)?;
     Ok(template.render(context).map_err(failed)?.into_bytes())
 }

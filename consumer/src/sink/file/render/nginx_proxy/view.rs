@@ -159,7 +159,6 @@ impl Look<'_> {
             [format!("{of_path}_location"), format!("{file_name}_location"), "default_location".to_owned()];
         let passwords = [&of_path, file_name].into_iter().find(|name| folders.htpasswd.contains(*name));
         PlaceView {
-            text: virtual_path.to_string(),
             parameters: virtual_path.parameters(),
             upstream: upstreams.name(host, virtual_path),
             proto: *proto,
@@ -286,7 +285,6 @@ struct Clients {
 }
 
 struct PlaceView {
-    text: String,
     parameters: String,
     upstream: String,
     proto: Proto,

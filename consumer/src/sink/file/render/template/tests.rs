@@ -51,7 +51,11 @@ fn fill_in(path: &Path) -> Result<String, String> {
     let blocks: Vec<_> =
         blocks.map(|rows| (&rows[0].instance.service, block(&rows.iter().collect::<Vec<_>>()))).collect();
     let blocks: Vec<_> = blocks.iter().map(|(service, block)| (*service, block)).collect();
-    let filled = fill(path, &"web".parse().expect("a name"), &vars(), &blocks);
+    let filled = fill(
+        path,
+        Facts { target: &"web".parse().expect("a name"), vars: &vars(), revision: Revision(42) },
+        &blocks,
+    );
     filled.map(|bytes| String::from_utf8(bytes).expect("text")).map_err(|error| error.to_string())
 }
 
@@ -129,6 +133,7 @@ fn every_filter_test_and_function_does_what_the_page_says() {
         ("{{ ('{\"a\": [1, true]}'|fromjson).a[0] }}", "1"),
         ("{{ env('ROLLED_AND_NEVER_SET', 'unset') }}", "unset"),
         ("{{ env('ROLLED_AND_NEVER_SET')|default('unset') }}", "unset"),
+        ("{{ revision }}", "42"),
         ("{{ vars.domain }} {{ vars.ports[1] }}", "example.com 8080"),
         (
             "{% for i in instances %}{% if i.service == 'db' %}{% break %}{% endif %}{{ i.container }}{% endfor %}",
