@@ -28,6 +28,18 @@ pub fn get(url: &str) -> Result<Response> {
 /// # Errors
 /// As [`get`].
 pub fn get_within(url: &str, time: Duration) -> Result<Response> {
+    ask(url, None, time)
+}
+
+/// GETs a URL within two seconds, asking for the host of this name.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_as(url: &str, host: &str) -> Result<Response> {
+    ask(url, Some(host), Duration::from_secs(2))
+}
+
+fn ask(url: &str, host: Option<&str>, time: Duration) -> Result<Response> {
     let agent: Agent = Agent::config_builder()
         .timeout_global(Some(time))
         .proxy(None)
@@ -35,7 +47,11 @@ pub fn get_within(url: &str, time: Duration) -> Result<Response> {
         .max_redirects(0)
         .build()
         .into();
-    let mut response = agent.get(url).call().with_context(|| format!("GET {url}"))?;
+    let mut request = agent.get(url);
+    if let Some(host) = host {
+        request = request.header("Host", host);
+    }
+    let mut response = request.call().with_context(|| format!("GET {url}"))?;
     let body = response.body_mut().read_to_string().with_context(|| format!("body of GET {url}"))?;
     Ok(Response { status: response.status().as_u16(), body })
 }

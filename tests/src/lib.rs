@@ -10,6 +10,7 @@ pub mod bridge;
 pub mod container;
 mod docker_cli;
 pub mod docker_host;
+pub mod docs;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod etcdctl;

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rollcall_tests::{Bridge, Container, DockerHost, image, program, tool, until};
+use rollcall_tests::{Bridge, Container, DockerHost, docs, image, program, tool, until};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const SITE: &str = "/etc/nginx/sites-enabled/loadbalancer.conf";
@@ -13,9 +13,13 @@ const TEMPLATE: &str = "upstream dailyreport {\n\
     {% for i in instances %}    server {{ i.address }}:{{ i.port }};\n{% endfor %}\
     {% if not instances %}    server 127.0.0.1:9 down;\n{% endif %}}\n\
     server { listen 8099; location / { proxy_pass http://dailyreport; } }\n";
-/// As on its page, but for the heartbeat: a test does not wait for half a minute.
-const LINE: &str = "rollcall-consumer -dockerAddr http://127.0.0.1:4243 -service 'dailyreport[0-9]*.stackexpress.com' \
-                    -config /etc/nginx/sites-enabled/loadbalancer.conf -heartbeat 3s -bkp_dir /var/backups -since=1412355983";
+/// The line of the page on moving over, but for the heartbeat: a test does not wait for half a minute. Its other options are
+/// added.
+fn line() -> Result<String> {
+    let line = docs::now("BackendsUpdater")?.remove(0);
+    ensure!(line.contains("-heartbeat 30s"), "{line}");
+    Ok(line.replace("-heartbeat 30s", "-heartbeat 3s") + " -bkp_dir /var/backups -since=1412355983")
+}
 
 /// A machine as its page has it: nginx and the updater beside each other, in a container that stands for the host.
 struct Machine {
@@ -92,7 +96,8 @@ fn the_line_of_its_page_keeps_nginx_up_to_date() -> Result<()> {
     let machine = Machine::start(&bridge)?;
     assert_eq!(machine.ends("rollcall-consumer status")?.1, "1", "nothing runs");
     let _first = machine.worker("dailyreport1", &[])?;
-    machine.shell(&format!("{LINE} >/tmp/log 2>&1 & echo $! >/tmp/pid"))?;
+    let line = line()?;
+    machine.shell(&format!("{line} >/tmp/log 2>&1 & echo $! >/tmp/pid"))?;
     machine.serves(&["dailyreport1"])?;
     let status = || machine.ends("rollcall-consumer status");
     until("it is ready", TIMEOUT, || Ok(status()?.0.starts_with("ready\n")))?;
@@ -136,7 +141,7 @@ fn the_line_of_its_page_keeps_nginx_up_to_date() -> Result<()> {
 
     machine.shell("kill $(cat /tmp/pid)")?;
     until("it has ended", TIMEOUT, || Ok(status()?.1 == "1"))?;
-    let (said, code) = machine.ends(&format!("{LINE} -template go.conf"))?;
+    let (said, code) = machine.ends(&format!("{line} -template go.conf"))?;
     assert!(code == "2" && said.contains("line 2") && said.contains("Jinja"), "{said}");
     Ok(())
 }

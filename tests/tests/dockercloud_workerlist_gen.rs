@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rollcall_tests::{Bridge, Container, DockerHost, EtcdCluster, Program, image, until};
+use rollcall_tests::{Bridge, Container, DockerHost, EtcdCluster, Program, docs, image, until};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -33,9 +33,11 @@ fn master(host: &DockerHost, stack: &str, folder: &str) -> Result<Container> {
 
 fn agent(host: &DockerHost, node: &str, endpoints: &str) -> Result<Program> {
     let (socket, mut command) = (host.docker_host(), Program::agent()?);
-    command.args(["--etcd", endpoints, "--node", node, "--docker-host", &socket, "--listen", "off"]);
     // What is let out needs no flag; that the masters may be signalled is said once.
-    command.args(["--allow-signal", "HUP:master"]);
+    let line = docs::now("dockercloud-workerlist-gen")?.remove(0);
+    let words = docs::words(&line, &[("http://10.0.0.1:2379", endpoints)])?;
+    assert_eq!(words[0], "rollcall-agent");
+    command.args(&words[1..]).args(["--node", node, "--docker-host", &socket, "--listen", "off"]);
     Program::start(node, host.run_in_netns(command)?)
 }
 
@@ -63,7 +65,13 @@ fn the_workers_of_its_own_stack_are_listed_and_its_masters_signalled_and_no_othe
     let shop = [worker(&hosts[1], "shop")?, worker(&hosts[2], "shop")?];
     let _blog = worker(&hosts[2], "blog")?;
 
-    // config: image, volumes and volumes_from as on its page, and where etcd is.
+    // As on the page on moving over.
+    let config = docs::now("dockercloud-workerlist-gen")?.remove(1);
+    for said in
+        ["'/var/run/docker.sock:/tmp/docker.sock'", "volumes_from: ['master']", "{ETCDCTL_ENDPOINTS: "]
+    {
+        assert!(config.contains(said), "{config}");
+    }
     let socket = format!("{}:/tmp/docker.sock", hosts[0].socket().display());
     let etcd = format!("ETCDCTL_ENDPOINTS={endpoints}");
     let options = ["-v", &socket, "--volumes-from", "shop_master_1", "-e", &etcd, "-e", "DEBUG=true"];

@@ -5,12 +5,11 @@
 //! reached at the bridge's address.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rollcall_tests::{Container, DockerHost, Etcd, EtcdConfig, Program, image, program, until};
+use rollcall_tests::{Container, DockerHost, Etcd, EtcdConfig, Program, docs, image, until};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// The page's own fallback where a port is published on every address.
@@ -25,17 +24,6 @@ fn bridge(host: &DockerHost) -> Result<IpAddr> {
 
 fn etcd_on(ip: IpAddr) -> Result<Etcd> {
     Etcd::start_with(EtcdConfig { listen_ip: ip, ..EtcdConfig::default() })
-}
-
-/// The agent in a container, by the page's command line and these variables.
-fn presence(host: &DockerHost, container: &str, env: &[(&str, &str)]) -> Result<Container> {
-    let program: PathBuf = program::built()?.join("rollcall-agent");
-    let program = format!("{}:/rollcall-agent:ro", program.display());
-    let env: Vec<String> = env.iter().map(|(name, value)| format!("--env={name}={value}")).collect();
-    let mut args = vec!["--volume", &program, "--entrypoint", "/rollcall-agent"];
-    args.extend(env.iter().map(String::as_str));
-    args.extend(["-v", "/run/docker.sock:/run/docker.sock", image::base()?, "--container", container]);
-    host.run(&args)
 }
 
 /// The agent on this machine's own network.
@@ -77,13 +65,17 @@ fn the_pages_command_line_keeps_the_pages_keys_while_both_run() -> Result<()> {
     let gateway = bridge(&host)?;
     let etcd = etcd_on(gateway)?;
     let everywhere = worker(&host, "presence-main", &["80", &format!("{gateway}::81")])?;
-    let endpoint = etcd.endpoint();
-    let env = [
-        ("ETCDCTL_ENDPOINTS", endpoint.as_str()),
-        ("ROLLCALL_LAYOUTS", "containers"),
-        ("ROLLCALL_CONTAINERS_HOST", FALLBACK),
+    // As the page on moving over has it, "docker run" and what follows.
+    let (image, _) = image::rollcall()?;
+    let (endpoint, line) = (etcd.endpoint(), docs::now("etcd-container-presence")?.remove(0));
+    let replaced = [
+        ("http://172.17.42.1:2379", endpoint.as_str()),
+        ("rollcall/agent", image),
+        ("my_container", "presence-main"),
     ];
-    let agent = presence(&host, "presence-main", &env)?;
+    let words = docs::words(&line, &replaced)?;
+    assert_eq!(words[..2], ["docker", "run"]);
+    let agent = host.run(&words[2..].iter().map(String::as_str).collect::<Vec<_>>())?;
     let key = |port: u16, name: &str| format!("/containers/presence-main/{port}/{name}");
     let keys = [key(80, "host"), key(80, "port"), key(81, "host"), key(81, "port")];
     until("the page's keys are there", TIMEOUT, || Ok(layout_keys(&etcd)? == keys))
@@ -119,7 +111,9 @@ fn the_pages_command_line_keeps_the_pages_keys_while_both_run() -> Result<()> {
 #[test]
 fn without_etcd_one_line_says_what_is_missing() -> Result<()> {
     let host = DockerHost::local()?;
-    let agent = presence(&host, "presence-main", &[])?;
+    let (image, _) = image::rollcall()?;
+    let volume = ["-v", "/run/docker.sock:/run/docker.sock"];
+    let agent = host.run(&[&volume[..], &[image, "--container", "presence-main"]].concat())?;
     until("it ends", TIMEOUT, || Ok(agent.inspect("{{.State.Status}}")? == "exited"))?;
     assert_eq!(agent.inspect("{{.State.ExitCode}}")?, "2");
     let expected = "rollcall-agent: error: --etcd (ETCDCTL_ENDPOINTS) is not given: expected etcd's client URLs, such as \

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use rollcall_tests::{Bridge, DockerHost, Swarm, image, tool, until};
+use rollcall_tests::{Bridge, DockerHost, Swarm, docs, image, tool, until};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -64,7 +64,12 @@ fn a_stack_on_a_swarm_serves_the_virtual_hosts_of_all_nodes() -> Result<()> {
         images.iter().try_for_each(|image| host.load_image(image))?;
     }
     let swarm = Swarm::start(&hosts)?;
-    hosts[0].docker(&["node", "update", "--label-add", "proxy=true", "host-1"])?;
+    // As the page on moving over has it.
+    let lines = docs::now("docker-gen on several nodes")?.remove(0);
+    let [update, deploy] = lines.lines().collect::<Vec<_>>()[..] else { panic!("{lines}") };
+    let update = docs::words(update, &[("docker ", "")])?;
+    hosts[0].docker(&update.iter().map(String::as_str).collect::<Vec<_>>())?;
+    assert_eq!(deploy, "docker stack deploy -c deploy/examples/nginx-proxy.stack.yml proxy");
     let settings = [("ROLLCALL_TAG", "test"), ("NGINX_IMAGE", image::NGINX)];
     swarm.deploy("proxy", &stack(dir.path())?, &settings)?;
     until("nginx answers for nobody", TIMEOUT, || Ok(ask(&hosts[0], "a.example")?.ends_with("503")))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rollcall_tests::{Container, DockerHost, image, tool, until};
+use rollcall_tests::{Container, DockerHost, docs, image, tool, until};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -46,12 +46,19 @@ fn lists(host: &DockerHost, config: &Container, path: &str, expected: &str) -> R
 #[test]
 fn both_lines_of_its_page_do_what_they_did() -> Result<()> {
     let (host, (_, consumer)) = (DockerHost::local()?, image::rollcall()?);
-    let socket = format!("{}:/tmp/docker.sock", host.socket().display());
+    let socket = format!("{}:", host.socket().display());
+    let lines = docs::now("workerlist-gen")?;
+    // "docker run" and what follows.
+    let start = |line: &str| -> Result<Container> {
+        let words =
+            docs::words(line, &[("rollcall/consumer", consumer), ("/var/run/docker.sock:", &socket)])?;
+        assert_eq!(words[..2], ["docker", "run"]);
+        host.run(&words[2..].iter().map(String::as_str).collect::<Vec<_>>())
+    };
     let master = master(&host)?;
     let before = reloads(&master)?;
 
-    // docker run -v /var/run/docker.sock:/tmp/docker.sock citusdata/workerlist-gen workerlist-gen
-    let config = host.run(&["-v", &socket, consumer, "workerlist-gen"])?;
+    let config = start(&lines[0])?;
     let list = "/etc/citus/pg_worker_list.conf";
     let first = worker(&host, "citus_worker_1", &[])?;
     lists(&host, &config, list, "citus_worker_1 5432\n")?;
@@ -70,11 +77,8 @@ fn both_lines_of_its_page_do_what_they_did() -> Result<()> {
     config.stop(10)?;
     drop(config);
 
-    // docker run -v /var/run/docker.sock:/tmp/docker.sock --volumes-from citus_master \
-    //   -e CITUS_CONFDIR=/etc/citusconf citusdata/workerlist-gen workerlist-gen
     let before = reloads(&master)?;
-    let options = ["-v", &socket, "--volumes-from", "citus_master", "-e", "CITUS_CONFDIR=/etc/citusconf"];
-    let config = host.run(&[&options[..], &[consumer, "workerlist-gen"]].concat())?;
+    let config = start(&lines[1])?;
     let list = "/etc/citusconf/pg_worker_list.conf";
     lists(&host, &config, list, "citus_worker_1 5432\ncitus_worker_2 5432\n")?;
     assert_eq!(master.exec(&["cat", list])?, "citus_worker_1 5432\ncitus_worker_2 5432");
