@@ -132,6 +132,11 @@ impl Observed {
         self.range(kind).cache.held().iter()
     }
 
+    /// The value at a key.
+    pub fn get(&self, kind: Kind, key: &str) -> Option<&[u8]> {
+        self.range(kind).cache.held().get(key).map(|held| held.value.as_slice())
+    }
+
     /// What is in each layout that was listed once.
     pub fn layouts(&self) -> BTreeMap<Layout, &BTreeMap<String, Held<Vec<u8>>>> {
         let listed = self.0.iter().filter(|(_, range)| range.cache.position().is_some());

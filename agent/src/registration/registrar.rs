@@ -4,11 +4,16 @@
 //! with backoff. One that failed because of the claim or the lease makes the keeper look at both, and a new session is
 //! written under at once.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use rollcall_shared::{
+    codec,
     keys::Keys,
-    model::name::NodeName,
+    model::{instance::Instance, name::NodeName},
     process::{
         backoff::Backoff,
         error::one_line,
@@ -266,12 +271,13 @@ impl Registrar {
         match session.commit(&*self.store, &ops).await {
             Ok(revisions) => {
                 let took = began.elapsed();
+                let withdrawn = self.withdrawn(&ops);
                 self.on_written(session, &ops, revisions);
                 // Whoever waits for the write goes first.
                 tokio::task::yield_now().await;
                 metrics::histogram!("rollcall_agent_commit_duration_seconds").record(took);
                 metrics::counter!("rollcall_agent_writes_total").increment(ops.len() as u64);
-                ops.iter().for_each(|op| self.log(op));
+                ops.iter().for_each(|op| self.log(op, &withdrawn));
             }
             Err(error) if Refusals::is_refusal(&error) => self.on_refused(&ops, error),
             Err(error) => self.on_failed(session, &error),
@@ -305,12 +311,39 @@ impl Registrar {
         self.planner.retry_at = Some(Instant::now() + self.backoff.next_delay());
     }
 
-    fn log(&self, op: &Op) {
+    /// What the store had of the instances that these writes withdraw, by key.
+    fn withdrawn(&self, ops: &[Op]) -> BTreeMap<String, Vec<u8>> {
+        let held = |op: &Op| match op {
+            Op::Delete { key } if self.instances.contains(key) => {
+                let value = self.planner.observed.get(Kind::Instances, key)?;
+                Some((key.clone(), value.to_vec()))
+            }
+            _ => None,
+        };
+        ops.iter().filter_map(held).collect()
+    }
+
+    fn log(&self, op: &Op, withdrawn: &BTreeMap<String, Vec<u8>>) {
         match op {
-            Op::Put { key, .. } if self.instances.contains(key) => tracing::info!(key, "registered"),
-            Op::Delete { key } if self.instances.contains(key) => tracing::info!(key, "withdrawn"),
+            Op::Put { key, value } if self.instances.contains(key) => {
+                log_instance(key, Some(value), "registered")
+            }
+            Op::Delete { key } if self.instances.contains(key) => {
+                log_instance(key, withdrawn.get(key), "withdrawn");
+            }
             Op::Put { key, .. } => tracing::debug!(key, "written"),
             Op::Delete { key } => tracing::debug!(key, "deleted"),
         }
+    }
+}
+
+/// Says what happened to an instance, by the names that people know it by.
+fn log_instance(key: &str, value: Option<&Vec<u8>>, what: &'static str) {
+    match value.and_then(|value| codec::decode::<Instance>(value).ok()) {
+        Some(instance) => {
+            let Instance { container, service, status, .. } = &instance;
+            tracing::info!(%container, %service, endpoint = %instance.endpoint(), %status, key, "{what}");
+        }
+        None => tracing::info!(key, "{what}"),
     }
 }
