@@ -116,8 +116,8 @@ fn without_etcd_one_line_says_what_is_missing() -> Result<()> {
     let agent = host.run(&[&volume[..], &[image, "--container", "presence-main"]].concat())?;
     until("it ends", TIMEOUT, || Ok(agent.inspect("{{.State.Status}}")? == "exited"))?;
     assert_eq!(agent.inspect("{{.State.ExitCode}}")?, "2");
-    let expected = "rollcall-agent: error: --etcd (ETCDCTL_ENDPOINTS) is not given: expected etcd's client URLs, such as \
-                    http://10.0.0.1:2379";
+    let expected = "rollcall-agent: error: --etcd (ETCDCTL_ENDPOINTS) is not given: expected etcd's client URLs, such \
+                    as http://10.0.0.1:2379";
     assert_eq!(agent.logs()?.trim(), expected);
     Ok(())
 }

@@ -41,8 +41,8 @@ pub(super) const NEWEST_KNOWN: ApiVersion =
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long agreeing on a version may take when connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Where Docker's socket is looked for, in order: the engine's own default, by both of its names, as an image need not have
-/// the link between them, and where images that run docker-gen or registrator have it mounted.
+/// Where Docker's socket is looked for, in order: the engine's own default, by both of its names, as an image need not
+/// have the link between them, and where images that run docker-gen or registrator have it mounted.
 const SOCKETS: [&str; 3] = ["/var/run/docker.sock", "/run/docker.sock", "/tmp/docker.sock"];
 /// What is being done when versions do not meet.
 const AGREEING: &str = "agreeing on a version";

@@ -8,7 +8,8 @@ use rollcall_shared::process::time;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Docker")]
 pub struct DockerSettings {
-    /// Docker's socket or address [default: the first there is of /var/run/docker.sock, /run/docker.sock and /tmp/docker.sock]
+    /// Docker's socket or address [default: the first there is of /var/run/docker.sock, /run/docker.sock and
+    /// /tmp/docker.sock]
     #[arg(long, env = "DOCKER_HOST", value_name = "URL", global = true)]
     pub docker_host: Option<String>,
     /// Talk TLS to a tcp:// address, and check its certificate

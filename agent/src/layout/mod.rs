@@ -33,7 +33,7 @@ use crate::inventory::container::Binding;
 pub enum Layout {
     /// /containers/NAME/PORT/host and /port, as etcd-container-presence has them
     Containers,
-    /// /services/SERVICE/NODE:CONTAINER:PORT\[:udp\] = ADDRESS:PORT, as registrator has them
+    /// `/services/SERVICE/NODE:CONTAINER:PORT[:udp]` = ADDRESS:PORT, as registrator has them
     Registrator,
     /// /skydns/DOMAIN/SERVICE/..., which CoreDNS serves as A, AAAA and SRV records
     Skydns,

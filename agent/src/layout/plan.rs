@@ -24,8 +24,8 @@ pub struct Plan {
     pub conflicts: BTreeSet<String>,
 }
 
-/// Plans the writes that make what is found be all that is wanted, under the lease. A layout in which it is not known yet
-/// what is there is left alone. `own` are the leases of this node, former ones too.
+/// Plans the writes that make what is found be all that is wanted, under the lease. A layout in which it is not known
+/// yet what is there is left alone. `own` are the leases of this node, former ones too.
 pub fn plan(
     wanted: &[&Entries],
     found: &BTreeMap<Layout, &Found>,

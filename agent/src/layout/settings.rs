@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn no_layout_is_among_anothers_keys_or_rollcalls_own() {
         assert_eq!(refusal(&["--layout", "containers,registrator,skydns"]), None);
-        let expected = "--containers-prefix is /rollcall/instances/: expected a folder apart from /rollcall/, of --prefix";
+        let expected = "--containers-prefix is /rollcall/instances/: expected a folder apart from /rollcall/, of \
+                        --prefix";
         let flags = ["--layout", "containers", "--containers-prefix", "/rollcall/instances"];
         assert_eq!(refusal(&flags).as_deref(), Some(expected));
         let flags = ["--layout", "containers,registrator", "--registrator-prefix", "/containers/a"];

@@ -40,8 +40,8 @@ impl Wanted {
         self.0.clear();
     }
 
-    /// The entries, each key once. While a container is replaced, two may bear its name for a moment: the one that started
-    /// last has the keys.
+    /// The entries, each key once. While a container is replaced, two may bear its name for a moment: the one that
+    /// started last has the keys.
     pub fn entries(&self) -> Vec<&Entries> {
         let mut containers: Vec<(&FullId, &OfContainer)> = self.0.iter().collect();
         containers.sort_by_key(|(id, of)| (Reverse(of.started_at), *id));

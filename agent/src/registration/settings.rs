@@ -91,8 +91,8 @@ impl NodeSettings {
         }
     }
 
-    /// The name of an agent that may have others beside it, each with containers of its own: by default those are part of
-    /// its name. Two such agents share nothing: each has a claim, a lease and keys of its own, and signals only what it
+    /// The name of an agent that may have others beside it, each with containers of its own: by default those are part
+    /// of its name. Two such agents share nothing: each has a claim, a lease and keys of its own, and signals only what it
     /// names. One node for both would need two writers under one claim; refusing the second would refuse what
     /// etcd-container-presence's users do.
     ///
