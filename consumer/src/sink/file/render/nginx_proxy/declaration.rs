@@ -1,4 +1,5 @@
-//! What a container declares of its virtual hosts, by the environment variables of nginx-proxy or labels of the same names.
+//! What a container declares of its virtual hosts, by the environment variables of nginx-proxy or labels of the same
+//! names.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -9,7 +10,8 @@ use rollcall_shared::model::{
 };
 
 use super::{
-    host_name::HostName,
+    host_name::{HostName, HostNameError},
+    multiports::{self, PlaceText},
     path::{VirtualPath, parse_path},
     settings::{HttpsMethod, StrictTransport},
 };
@@ -27,7 +29,8 @@ pub(super) enum Proto {
 }
 
 impl Proto {
-    const EXPECTED: &str = "http, https, grpc, grpcs, uwsgi or fastcgi";
+    const ALL: [Self; 6] =
+        [Proto::Http, Proto::Https, Proto::Grpc, Proto::Grpcs, Proto::Uwsgi, Proto::Fastcgi];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -38,6 +41,15 @@ impl Proto {
             Proto::Uwsgi => "uwsgi",
             Proto::Fastcgi => "fastcgi",
         }
+    }
+}
+
+impl FromStr for Proto {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|proto| proto.as_str() == text);
+        found.ok_or("http, https, grpc, grpcs, uwsgi or fastcgi")
     }
 }
 
@@ -69,7 +81,7 @@ pub struct Candidate {
     /// Why no traffic can go to it.
     pub(super) unusable: Option<&'static str>,
     /// What it declares, or why nothing of it can be used.
-    pub(super) declared: Result<Declaration, String>,
+    pub(super) declared: Result<Vec<Declaration>, String>,
     /// What it declares that cannot be used, while the rest can.
     pub(super) flaws: Vec<String>,
 }
@@ -110,67 +122,84 @@ fn flaw(name: &str, value: &str, expected: impl fmt::Display) -> String {
     format!("{name} is {shown:?}: expected {expected}")
 }
 
-fn declared(instance: &Instance, flaws: &mut Vec<String>) -> Option<Result<Declaration, String>> {
+fn declared(instance: &Instance, flaws: &mut Vec<String>) -> Option<Result<Vec<Declaration>, String>> {
     const MULTIPORTS: &str = "VIRTUAL_HOST_MULTIPORTS";
-    if read(instance, MULTIPORTS).is_some() {
-        return Some(Err(format!(
-            "{MULTIPORTS} is given: expected VIRTUAL_HOST and one port of a container"
-        )));
+    // It takes the place of all others, as nginx-proxy has it.
+    if let Some(text) = read(instance, MULTIPORTS) {
+        let Some(places) = multiports::parse(text) else {
+            return Some(Err(flaw(MULTIPORTS, text, multiports::EXPECTED)));
+        };
+        let mut declarations = vec![];
+        for place in &places {
+            match declaration(instance, place, flaws) {
+                Ok(declaration) => declarations.push(declaration),
+                Err(flaw) => flaws.push(format!("{MULTIPORTS} says that {flaw}")),
+            }
+        }
+        return Some(Ok(declarations));
     }
-    let hosts = read(instance, "VIRTUAL_HOST")?;
-    Some(declaration(instance, hosts, flaws))
+    let hosts = read(instance, "VIRTUAL_HOST")?.to_owned();
+    let text = |name| read(instance, name).map(str::to_owned);
+    let place = PlaceText {
+        hosts,
+        port: text("VIRTUAL_PORT"),
+        path: text("VIRTUAL_PATH"),
+        dest: text("VIRTUAL_DEST"),
+        proto: text("VIRTUAL_PROTO"),
+    };
+    Some(declaration(instance, &place, flaws).map(|declaration| vec![declaration]))
 }
 
-fn declaration(instance: &Instance, hosts: &str, flaws: &mut Vec<String>) -> Result<Declaration, String> {
-    let names = names(hosts, flaws);
-    if names.is_empty() {
-        return Err(flaws.pop().unwrap_or_else(|| flaw("VIRTUAL_HOST", hosts, "a host name")));
-    }
-    let path = parsed(instance, "VIRTUAL_PATH", |text| {
-        text.parse().map_err(|error: super::path::PathError| error.0)
-    })?;
-    let path: VirtualPath = path.unwrap_or_default();
-    let dest = parsed(instance, "VIRTUAL_DEST", |text| parse_path(text).map_err(|error| error.0))?;
+fn declaration(
+    instance: &Instance,
+    place: &PlaceText,
+    flaws: &mut Vec<String>,
+) -> Result<Declaration, String> {
+    let PlaceText { hosts, port, path, dest, proto } = place;
+    let path: VirtualPath = parsed("VIRTUAL_PATH", path.as_deref(), str::parse)?.unwrap_or_default();
+    let dest = parsed("VIRTUAL_DEST", dest.as_deref(), parse_path)?;
     if let Some(dest) = dest.as_ref().filter(|_| path.location.is_regex()) {
         return Err(flaw("VIRTUAL_DEST", dest, "none beside a VIRTUAL_PATH that is a regular expression"));
     }
-    let root = parsed(instance, "VIRTUAL_ROOT", |text| parse_path(text).map_err(|error| error.0))?;
-    let mut lenient = |name| lenient(instance, name, flaws);
+    let root = parsed("VIRTUAL_ROOT", read(instance, "VIRTUAL_ROOT"), parse_path)?;
     Ok(Declaration {
-        names,
-        port: parsed(instance, "VIRTUAL_PORT", port)?,
+        port: parsed("VIRTUAL_PORT", port.as_deref(), parse_port)?,
         path,
         dest: dest.unwrap_or_default(),
-        proto: parsed(instance, "VIRTUAL_PROTO", proto)?.unwrap_or(Proto::Http),
+        proto: parsed("VIRTUAL_PROTO", proto.as_deref(), str::parse)?.unwrap_or(Proto::Http),
         root: root.unwrap_or_else(|| "/var/www/public".to_owned()),
-        is_internal: parsed(instance, "NETWORK_ACCESS", network_access)?.unwrap_or(false),
-        cert_name: lenient("CERT_NAME").map(|CertName(name)| name),
-        https_method: self::lenient(instance, "HTTPS_METHOD", flaws),
-        hsts: self::lenient(instance, "HSTS", flaws),
+        is_internal: parsed("NETWORK_ACCESS", read(instance, "NETWORK_ACCESS"), is_internal)?
+            .unwrap_or(false),
+        cert_name: lenient(instance, "CERT_NAME", flaws).map(|CertName(name)| name),
+        https_method: lenient(instance, "HTTPS_METHOD", flaws),
+        hsts: lenient(instance, "HSTS", flaws),
+        names: names(hosts, flaws)?,
     })
 }
 
-/// The names of a list, and what is wrong with the others.
-fn names(list: &str, flaws: &mut Vec<String>) -> Vec<HostName> {
-    let mut names = vec![];
+/// The names of a list, of which there is one at least, and what is wrong with the others.
+fn names(list: &str, flaws: &mut Vec<String>) -> Result<Vec<HostName>, String> {
+    let (mut names, mut bad) = (vec![], vec![]);
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         match HostName::parse_one(text) {
             Ok(some) => names.extend(some),
-            Err(error) => {
-                flaws.push(flaw("VIRTUAL_HOST", text, error.to_string().trim_start_matches("expected ")))
-            }
+            Err(HostNameError(expected)) => bad.push(flaw("VIRTUAL_HOST", text, expected)),
         }
     }
-    names
+    if names.is_empty() {
+        return Err(bad.pop().unwrap_or_else(|| flaw("VIRTUAL_HOST", list, "a host name")));
+    }
+    flaws.append(&mut bad);
+    Ok(names)
 }
 
 /// A setting without which the container would be served otherwise than it wants: it is not served at all.
 fn parsed<T>(
-    instance: &Instance,
     name: &str,
+    value: Option<&str>,
     parse: impl FnOnce(&str) -> Result<T, &'static str>,
 ) -> Result<Option<T>, String> {
-    let Some(value) = read(instance, name) else { return Ok(None) };
+    let Some(value) = value else { return Ok(None) };
     parse(value).map(Some).map_err(|expected| flaw(name, value, expected))
 }
 
@@ -180,23 +209,20 @@ fn lenient<T: FromStr<Err = &'static str>>(
     name: &str,
     flaws: &mut Vec<String>,
 ) -> Option<T> {
-    parsed(instance, name, str::parse).unwrap_or_else(|flaw| {
-        flaws.push(flaw);
+    parsed(name, read(instance, name), str::parse).unwrap_or_else(|flaw| {
+        if !flaws.contains(&flaw) {
+            flaws.push(flaw);
+        }
         None
     })
 }
 
-fn port(text: &str) -> Result<u16, &'static str> {
+fn parse_port(text: &str) -> Result<u16, &'static str> {
     text.parse().ok().filter(|port| *port != 0).ok_or("a port, 1 to 65535")
 }
 
-fn proto(text: &str) -> Result<Proto, &'static str> {
-    let all = [Proto::Http, Proto::Https, Proto::Grpc, Proto::Grpcs, Proto::Uwsgi, Proto::Fastcgi];
-    all.into_iter().find(|proto| proto.as_str() == text).ok_or(Proto::EXPECTED)
-}
-
 /// Whether only internal clients are served. Whoever asks for that by another word is not served to all.
-fn network_access(text: &str) -> Result<bool, &'static str> {
+fn is_internal(text: &str) -> Result<bool, &'static str> {
     match text {
         "internal" => Ok(true),
         "external" => Ok(false),

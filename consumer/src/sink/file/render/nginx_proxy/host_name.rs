@@ -22,7 +22,7 @@ pub enum HostName {
 /// A text that is not a virtual host's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {0}")]
-pub struct HostNameError(&'static str);
+pub struct HostNameError(pub(super) &'static str);
 
 const EXPECTED: HostNameError =
     HostNameError("a host name, *.NAME, NAME.* or ~REGEX, without port; xn-- for letters of other scripts");
@@ -104,7 +104,8 @@ fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len()) && label.chars().all(fits) && label.contains(char::is_alphanumeric)
 }
 
-/// A text as nginx reads it where it stands in its file as it is: nginx-proxy writes it so, and containers are used to it.
+/// A text as nginx reads it where it stands in its file as it is: nginx-proxy writes it so, and containers are used to
+/// that.
 pub(super) fn unescaped(text: &str) -> String {
     let mut unescaped = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();

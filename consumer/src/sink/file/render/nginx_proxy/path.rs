@@ -1,4 +1,5 @@
-//! Where on a virtual host a container serves, and where in the container: nginx's `location`, and the path of `proxy_pass`.
+//! Where on a virtual host a container serves, and where in the container: nginx's `location`, and the path of
+//! `proxy_pass`.
 
 use std::{fmt, str::FromStr};
 
@@ -81,17 +82,13 @@ impl fmt::Display for VirtualPath {
     }
 }
 
-/// A text that is not a path, and what was expected.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct PathError(pub &'static str);
-
-const PATH: PathError =
-    PathError("/ and letters, digits and any of /_.~-+@:=,* after it, no part of it '..'");
+/// What was expected of a path.
+const PATH: &str = "/ and letters, digits and any of /_.~-+@:=,* after it, no part of it '..'";
 
 impl FromStr for VirtualPath {
-    type Err = PathError;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, PathError> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (modifier, rest) = ["^~", "~*", "~", "="]
             .into_iter()
             .find_map(|modifier| Some((modifier, text.strip_prefix(modifier)?.trim())))
@@ -100,7 +97,7 @@ impl FromStr for VirtualPath {
             "~" | "~*" => {
                 let pattern = unescaped(rest);
                 if pattern.is_empty() || !regex::is_safe(&pattern) {
-                    return Err(PathError(regex::EXPECTED));
+                    return Err(regex::EXPECTED);
                 }
                 if modifier == "~" { Location::Regex(pattern) } else { Location::RegexAnyCase(pattern) }
             }
@@ -112,7 +109,7 @@ impl FromStr for VirtualPath {
 }
 
 /// A plain path, which needs no quotes.
-pub(super) fn parse_path(text: &str) -> Result<String, PathError> {
+pub(super) fn parse_path(text: &str) -> Result<String, &'static str> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "/_.~-+@:=,*".contains(c);
     let is_path = text.starts_with('/') && text.len() <= MAX_BYTES && text.chars().all(fits);
     if is_path && text.split('/').all(|part| part != "..") { Ok(text.to_owned()) } else { Err(PATH) }

@@ -1,8 +1,8 @@
 //! Which regular expressions nginx takes for certain.
 //!
 //! nginx refuses its whole configuration for one that PCRE cannot compile, so one is taken only if it keeps to what the
-//! `regex` crate and PCRE have in common. Named groups are not: they set nginx's variables, also those of others. Neither
-//! are back references, look-behinds and flags.
+//! `regex` crate and PCRE have in common. Named groups are not taken: they set nginx's variables, also those of others.
+//! Neither are back references, look-behinds and flags.
 
 use regex_syntax::ast::{
     self, AssertionKind, Ast, ClassPerlKind, ClassSet, ClassSetItem, GroupKind, LiteralKind, RepetitionKind,

@@ -1,4 +1,5 @@
-//! The settings of the format `nginx-proxy`: `[target.nginx_proxy]`. They take the place of nginx-proxy's own environment.
+//! The settings of the format `nginx-proxy`: `[target.nginx_proxy]`. They take the place of nginx-proxy's own
+//! environment.
 
 use std::{
     path::{Path, PathBuf},

@@ -3,7 +3,7 @@
 //! Containers that declare the same host and path share the load. Where they differ in how they are to be reached, the
 //! oldest container is right, and the younger ones are left out: nobody takes a host over by declaring it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use rollcall_shared::model::instance::Endpoint;
 
@@ -86,17 +86,30 @@ impl<'c> Sites<'c> {
         let mut sites = Self::default();
         // By age; of the same age, by node and ID.
         for instances in containers.into_values() {
-            let (first, flaws) = (instances[0], &instances[0].flaws);
-            sites.left_out.extend(flaws.iter().map(|flaw| format!("{first}, whose {flaw}")));
-            match member(&instances) {
-                Ok(member) => sites.join(member),
-                Err(reason) => sites.left_out.push(format!("{first}, whose {reason}")),
-            }
+            sites.admit(&instances);
         }
+        let mut seen = HashSet::new();
+        sites.left_out.retain(|left_out| seen.insert(left_out.clone()));
         sites
     }
 
-    fn join(&mut self, member @ Member { candidate, declaration }: Member<'c>) {
+    /// Takes in a container by its instances.
+    fn admit(&mut self, instances: &[&'c Candidate]) {
+        let first = instances[0];
+        let leave_out = |reason: &String| format!("{first}, whose {reason}");
+        self.left_out.extend(first.flaws.iter().chain(first.declared.as_ref().err()).map(leave_out));
+        let mut is_served = false;
+        for declaration in first.declared.as_deref().unwrap_or_default() {
+            match instance_of(instances, declaration.port) {
+                Ok(candidate) => is_served |= self.join(Member { candidate, declaration }),
+                Err(reason) => self.left_out.push(leave_out(&reason)),
+            }
+        }
+        self.served += usize::from(is_served);
+    }
+
+    /// Gives whether the container has a server there.
+    fn join(&mut self, member @ Member { candidate, declaration }: Member<'c>) -> bool {
         if let Some(reason) = candidate.unusable {
             self.left_out.push(format!("{candidate} at {}, {reason}", candidate.endpoint));
         }
@@ -119,7 +132,7 @@ impl<'c> Sites<'c> {
                 self.left_out.push(left_out);
             }
         }
-        self.served += usize::from(is_served);
+        is_served
     }
 }
 
@@ -159,18 +172,14 @@ impl<'c> Site<'c> {
 }
 
 /// The instance that the container means: that of its `VIRTUAL_PORT`, or the only one, or that of port 80.
-fn member<'c>(instances: &[&'c Candidate]) -> Result<Member<'c>, String> {
-    let declaration = instances[0].declared.as_ref().map_err(Clone::clone)?;
-    let at = |port: u16| instances.iter().find(|candidate| candidate.id.port == port);
+fn instance_of<'c>(instances: &[&'c Candidate], port: Option<u16>) -> Result<&'c Candidate, String> {
+    let at = |port: u16| instances.iter().copied().find(|candidate| candidate.id.port == port);
     let ports =
         || instances.iter().map(|candidate| candidate.id.port.to_string()).collect::<Vec<_>>().join(", ");
-    let candidate = match (declaration.port, instances) {
+    match (port, instances) {
         (Some(port), _) => at(port)
-            .ok_or_else(|| format!("VIRTUAL_PORT is {port}: expected a registered one, of {}", ports()))?,
-        (None, [only]) => only,
-        (None, _) => {
-            at(80).ok_or_else(|| format!("VIRTUAL_PORT is not given: expected one of {}", ports()))?
-        }
-    };
-    Ok(Member { candidate, declaration })
+            .ok_or_else(|| format!("VIRTUAL_PORT is {port}: expected a registered one, of {}", ports())),
+        (None, [only]) => Ok(only),
+        (None, _) => at(80).ok_or_else(|| format!("VIRTUAL_PORT is not given: expected one of {}", ports())),
+    }
 }

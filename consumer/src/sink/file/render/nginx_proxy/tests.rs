@@ -155,6 +155,31 @@ fn the_port_is_the_declared_one_or_the_only_one_or_80() {
 }
 
 #[test]
+fn a_container_may_serve_several_hosts_on_ports_of_their_own() {
+    let multiports =
+        r#"{"a": {"/": {"port": 80}, "/x": {"port": 81}, "/bad": {"port": 0}}, "b": {"/": {"port": 82}}}"#;
+    let variables = [("VIRTUAL_HOST_MULTIPORTS", multiports), ("VIRTUAL_HOST", "ignored")];
+    let rows: Vec<_> = [80, 81]
+        .into_iter()
+        .map(|port| {
+            let row = declaring(1, port, &variables);
+            self::row((*row.id).clone(), Instance { port, ..(*row.instance).clone() })
+        })
+        .collect();
+    let (text, left_out) = served(&rows);
+    assert_eq!(lines(&text, "server_name"), ["server_name a;"]);
+    assert_eq!(lines(&text, "server 10"), ["server 10.0.0.1:80;", "server 10.0.0.1:81;"]);
+    assert_eq!(lines(&text, "location"), ["location / {", "location /x {"]);
+    assert_eq!(
+        left_out,
+        [
+            "web-1 of h1, whose VIRTUAL_HOST_MULTIPORTS says that VIRTUAL_PORT is \"0\": expected a port, 1 to 65535",
+            "web-1 of h1, whose VIRTUAL_PORT is 82: expected a registered one, of 80, 81",
+        ]
+    );
+}
+
+#[test]
 fn what_cannot_be_served_is_named_and_stops_nobody_else() {
     let good = declaring(1, 80, &hosts("good.example"));
     let (expected, _) = served(std::slice::from_ref(&good));
