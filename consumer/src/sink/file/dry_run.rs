@@ -11,6 +11,7 @@ use super::{
     Check,
     check::Place,
     install::{Contents, Installer},
+    notes,
     render::Rendered,
     sink::FileError,
     worker,
@@ -76,12 +77,12 @@ async fn look(
     kept.into_iter().for_each(&mut say);
     left_out.into_iter().for_each(|instance| say(format!("leaves out {instance}")));
     if keeps_hosts {
-        say(worker::KEPT.to_owned());
+        say(notes::KEPT.to_owned());
     }
     let contents = if files.are_many() { Contents::Each(each) } else { Contents::One(bytes) };
     if let Some(reason) = mismatch {
         let is_held = files.loses_content(&contents)?;
-        say(if is_held { format!("{dest} stays as it is: {}", worker::unmatched(&reason)) } else { reason });
+        say(if is_held { format!("{dest} stays as it is: {}", notes::unmatched(&reason)) } else { reason });
         if is_held {
             return Ok(Outcome::Same);
         }

@@ -13,6 +13,7 @@ use super::{
     FileConfig,
     install::{Attributes, Batch, Contents, Files, Installer, Stamp, files::Done},
     isolated::Isolated,
+    notes::{self, CHANGED},
     render::{Changes, Content as RenderContent, Rendered, Renderer},
     sink::FileError,
     verify::LastGood,
@@ -177,7 +178,7 @@ impl Worker {
         metrics::gauge!("rollcall_consumer_unmatched", "target" => self.target.clone())
             .set(f64::from(u8::from(is_held)));
         if let Some(reason) = mismatch.filter(|_| is_held) {
-            return Ok(Made::Done(Applied::Held { until: None, reason: unmatched(&reason) }));
+            return Ok(Made::Done(Applied::Held { until: None, reason: notes::unmatched(&reason) }));
         }
         let (contents, refusal) = self.last_good(contents)?;
         let mut draft = Draft {
@@ -185,8 +186,7 @@ impl Worker {
             instances,
             held,
             refusal,
-            notes: [kept, notes(&left_out, keeps_hosts), self.isolated.notes().into_iter().collect()]
-                .concat(),
+            notes: [kept, notes::notes(&left_out, keeps_hosts), self.isolated.notes()].concat(),
             started,
             look_again: [next_change, self.renderer.next_look()].into_iter().flatten().min(),
             step,
@@ -425,34 +425,11 @@ impl Template {
     }
 }
 
-/// What is said of a file that is not as it was left, while it stays.
-const CHANGED: &str = "someone else changed the file meanwhile";
-
-/// What is said where host names stay that do not resolve.
-pub(super) const KEPT: &str = "no host name resolves here: kept as they were";
-
 /// Tells the renderer what stands in the file. One that cannot be read is a failure once it is to be replaced.
 pub(super) fn seed(renderer: &mut Renderer, files: &Files) {
     if let Ok(Some(file)) = files.installed() {
         renderer.seed(&file);
     }
-}
-
-/// What is said of a file that nothing has matched yet.
-pub(super) fn unmatched(reason: &str) -> String {
-    format!("nothing has matched yet, and it is not emptied without allow_empty: {reason}")
-}
-
-/// One line for what the format cannot express, and one where host names stay that do not resolve.
-fn notes(left_out: &[String], keeps_hosts: bool) -> Vec<String> {
-    let left_out = left_out.first().map(|first| {
-        let more = match left_out.len() - 1 {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        format!("leaves out what the format cannot express: {first}{more}")
-    });
-    left_out.into_iter().chain(keeps_hosts.then(|| KEPT.to_owned())).collect()
 }
 
 /// The digest of all that a target's files are to have.

@@ -1,5 +1,5 @@
-//! Quotes texts for the programs that read what is rendered. A text that a program cannot be given as it is, is refused:
-//! nothing is changed in silence.
+//! Quotes texts for the programs that read what is rendered. A text that a program has no way to write is refused: none
+//! is changed in silence.
 
 use std::fmt;
 

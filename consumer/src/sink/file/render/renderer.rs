@@ -302,8 +302,8 @@ impl Renderer {
         }
     }
 
-    /// Asks again for host names whose answers are old, and for the files that the format looks at. What has changed by that
-    /// is among the next changes.
+    /// Asks again for host names whose answers are old, and for the files that the format looks at. What has changed by
+    /// that is among the next changes.
     pub fn look_again(&mut self, now: Instant) {
         // What cannot be read now fails when it is rendered.
         self.has_other_files =

@@ -2,7 +2,7 @@
 //! one host's containers by docker-gen (<https://github.com/nginx-proxy/nginx-proxy>, nginx.tmpl).
 //!
 //! What a container declares is hostile: each part is parsed into a type that nginx takes in any combination, or is
-//! left out and named. All of it is pure but for [`folders`], which looks at which files are there.
+//! left out and named. All of it is pure but for `folders.rs`, which looks at which files are there.
 
 mod certificate;
 mod declaration;

@@ -1,5 +1,5 @@
-//! `VIRTUAL_HOST_MULTIPORTS`: several ports of one container, by host and path. It is read as JSON, which is the form of
-//! it that has one line; agents let no others out.
+//! `VIRTUAL_HOST_MULTIPORTS`: several ports of one container, by host and path. It is read as JSON, which is the form
+//! of it that has one line; agents let no others out.
 
 use std::collections::BTreeMap;
 
