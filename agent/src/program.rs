@@ -195,8 +195,8 @@ async fn attend(readiness: Readiness, relist: Arc<Notify>, mut reloads: Reloads,
     }
 }
 
-/// Explains a running container, by name or ID, with the settings of the agent that runs at `--listen`; or, where some are
-/// given here or none runs, with those that are given here. That needs no store.
+/// Explains a running container, by name or ID, with the settings of the agent that runs at `--listen`; or with those that
+/// are given here, where there are some or no agent runs. That needs no store.
 ///
 /// # Errors
 /// As of [`explain::explain`].

@@ -136,8 +136,8 @@ fn check(target: &TargetConfig) -> Option<CheckRule> {
     target.file.check.as_ref().and_then(Check::rule)
 }
 
-/// Explains a container of this host, with the settings of the consumer that runs at `--listen`, or, where none runs, with
-/// these.
+/// Explains a container of this host, with the settings of the consumer that runs at `--listen`, or with these where none
+/// runs.
 ///
 /// # Errors
 /// No such container, or no agent within this process that could explain it.

@@ -221,8 +221,8 @@ impl Consumer {
         self.work(at_hand, reloader, reload_asked).await
     }
 
-    /// Asks the agent of this host which stack the consumer's own container belongs to. Until it has answered, nothing is
-    /// installed and nobody is signalled. `None` when asked to stop before.
+    /// Asks the agent of this host which stack the consumer's own container belongs to. Until it has answered, nothing
+    /// is installed and nobody is signalled. `None` when asked to stop before.
     async fn ask_own_stack(
         &mut self,
         container: ContainerId,

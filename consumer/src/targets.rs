@@ -151,7 +151,7 @@ impl Targets {
         self.record.send_modify(|record| record.container = Some(container));
     }
 
-    /// What the agent of this consumer's host says of the container that the consumer runs in, once the record names that.
+    /// What the agent of this consumer's host says of the container that the consumer runs in, once the record names it.
     pub fn home(&mut self, supervisor: &mut Supervisor) -> watch::Receiver<Option<ConsumerHome>> {
         self.watch_reports(supervisor);
         self.home.clone()

@@ -1,7 +1,7 @@
 //! BackendsUpdater's command line, put into ours: its options with one dash, and the same words with two.
 //!
-//! It renders one template into the file of `-config` and restarts nginx. Ours differs in one word: `--config` is a file
-//! of targets. Beside `--template` there can be none, so there it means the file to render. Pure.
+//! It renders one template into the file of `-config` and restarts nginx. Ours differs in one word: `--config` is a
+//! file of targets. Beside `--template` there can be none, so there it means the file to render. Pure.
 
 use std::ffi::OsString;
 

@@ -65,7 +65,7 @@ impl CitusSettings {
         citus_confdir.is_some() || citus_container.is_some() || citus_service_name.is_some() || tool.is_some()
     }
 
-    /// The target that they mean: without anything that tells, dockercloud-workerlist-gen's where there are several hosts.
+    /// The target that they mean: where nothing tells, dockercloud-workerlist-gen's beside etcd, else workerlist-gen's.
     pub(super) fn parse(&self, common: &CommonFlags, embedded: bool) -> Result<TargetConfig, SettingError> {
         let default = if embedded { Tool::WorkerlistGen } else { Tool::DockercloudWorkerlistGen };
         let tool = match (&self.citus_container, &self.citus_service_name) {

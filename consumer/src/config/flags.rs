@@ -240,7 +240,8 @@ mod tests {
         });
         let flags: Vec<&str> = flags.filter_map(clap::Arg::get_long).collect();
         let expected = "dest format template mode owner check check-timeout backup-dir service label \
-                        notify-container notify-service notify-label notify-pid-file notify-command notify-signal heartbeat pace";
+                        notify-container notify-service notify-label notify-pid-file notify-command notify-signal \
+                        heartbeat pace";
         assert_eq!(flags.join(" "), expected);
     }
 

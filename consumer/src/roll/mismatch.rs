@@ -246,7 +246,8 @@ mod tests {
         let pattern = Some(Regex::new("we$").expect("a pattern"));
         let by_name = Select { name_regex: pattern, ..Select::default() };
         let many: Vec<Instance> = (1..=9).map(|number| testing::instance(number, "api")).collect();
-        let expected = "no instance has a service or container name that matches /we$/; there are: api, api-1, api-2, ... (3 of 10)";
+        let looked_for = "no instance has a service or container name that matches /we$/";
+        let expected = format!("{looked_for}; there are: api, api-1, api-2, ... (3 of 10)");
         assert_eq!(explained(&by_name, &many), expected);
         let labels = [("role".to_owned(), format!("a\n{}", "x".repeat(10_000)))].into();
         let hostile = Instance { labels, ..testing::instance(1, "api") };

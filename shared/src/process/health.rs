@@ -258,6 +258,38 @@ mod tests {
         assert_eq!(refused, expected);
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_that_runs_tells_its_status_and_explains_and_one_that_does_not_is_told_from_it() {
+        let readiness = Readiness::default();
+        let (docker, _etcd) = (readiness.part("docker"), readiness.part("etcd"));
+        docker.ready();
+        let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("it is free");
+        let listener = listener.expect("it listens");
+        let listen = Listen::At(listener.local_addr().expect("it has one"));
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+        let explainer: Explainer = Arc::new(|container| {
+            let known =
+                if container == "web" { Ok("it is web\n".to_owned()) } else { Err("unknown".to_owned()) };
+            Box::pin(async { known })
+        });
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, readiness, metrics, Some(explainer), stop.clone()));
+        let asking = tokio::task::spawn_blocking(move || {
+            check(listen).expect("it lives");
+            assert_eq!(status(listen).expect("it answers"), "not ready\n  docker: ok\n  etcd: starting\n");
+            let explained = |container| explain(listen, container).map_err(|error| error.to_string());
+            assert_eq!(explained("web"), Ok(Some("it is web\n".to_owned())));
+            assert!(explained("api").is_err_and(|error| error.ends_with(" says: unknown")));
+            assert_eq!(explained("../readyz"), Ok(None), "it is no container");
+            listen
+        });
+        let listen = asking.await.expect("it is as expected");
+        stop.cancel();
+        serving.await.expect("no panic").expect("it ends");
+        let gone = move || (status(listen).is_err(), explain(listen, "web").expect("nobody says otherwise"));
+        assert_eq!(tokio::task::spawn_blocking(gone).await.expect("no panic"), (true, None));
+    }
+
     #[test]
     fn the_report_has_a_line_for_each_part() {
         let readiness = Readiness::default();
