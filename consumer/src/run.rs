@@ -13,7 +13,7 @@ use rollcall_shared::{
     model::{
         claim::Claim,
         consumer::{ConsumerHome, ConsumerRecord},
-        name::{ConsumerName, ContainerId, TargetName},
+        name::{ConsumerName, ContainerId},
     },
     process::{
         cli::Failure,
@@ -427,15 +427,16 @@ impl Consumer {
                 }
             };
             if let Err(error) = done {
-                failures.push(format!("target {name}: {error}{}", self.reasons(name)));
+                failures.push(format!("target {name}: {error}{}", self.reasons(config)));
             }
         }
         if failures.is_empty() { Ok(()) } else { Err(Failure::failed(failures.join("; "))) }
     }
 
     /// Why a target's notification may not have been acked.
-    fn reasons(&self, target: &TargetName) -> String {
-        let (conditions, notify) = (self.readiness.conditions(), format!("notify {target}"));
+    fn reasons(&self, config: &TargetConfig) -> String {
+        let notifier = config.file.shared.as_ref().unwrap_or(&config.name);
+        let (conditions, notify) = (self.readiness.conditions(), format!("notify {notifier}"));
         let parts = [claim::PART, "requests", "receivers", &notify];
         parts.iter().filter_map(|part| conditions.reason(part)).map(|reason| format!(": {reason}")).collect()
     }

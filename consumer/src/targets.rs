@@ -31,6 +31,7 @@ use crate::{
             notifier::Attempt,
             pid_file::PidFileNotifier,
             requests::{AllChecks, Requested},
+            shared::{self, Message, SharedNotifier},
             signal::{AllRequests, SignalNotifier},
         },
     },
@@ -42,6 +43,9 @@ use crate::{
 
 /// The buffer of a target's notifications: one for each change, and the target reads them at once.
 const MAX_PENDING_NOTIFICATIONS: usize = 4;
+
+/// The buffer of what targets say to a notifier that they share, which reads it at once.
+const MAX_PENDING_MESSAGES: usize = 16;
 
 /// The targets of a consumer.
 #[derive(Debug)]
@@ -64,6 +68,7 @@ pub struct Targets {
     /// Those that were stopped and may not have ended.
     stopped: Vec<Opened>,
     coming: Coming,
+    shared: SharedNotifiers,
 }
 
 /// A target that is there: it comes, is opened, or is at work.
@@ -114,6 +119,7 @@ impl Targets {
             opened: BTreeMap::new(),
             stopped: Vec::new(),
             coming: Coming::default(),
+            shared: SharedNotifiers::default(),
         }
     }
 
@@ -132,13 +138,16 @@ impl Targets {
     }
 
     /// Says which targets the consumer has, so that agents look for their receivers.
-    pub fn declare(&self, targets: &[TargetConfig]) {
-        let record = |target: &TargetConfig| TargetRecord {
-            delivery: embedded::delivery(target).cloned(),
-            check: target.file.check.as_ref().and_then(Check::rule),
-        };
-        let targets: BTreeMap<_, _> =
-            targets.iter().map(|target| (target.name.clone(), record(target))).collect();
+    pub fn declare(&mut self, targets: &[TargetConfig]) {
+        self.shared.retain(targets);
+        let mut records = BTreeMap::<TargetName, TargetRecord>::new();
+        for target in targets {
+            let notifier = target.file.shared.as_ref().unwrap_or(&target.name);
+            records.entry(notifier.clone()).or_default().delivery = embedded::delivery(target).cloned();
+            let check = target.file.check.as_ref().and_then(Check::rule);
+            records.entry(target.name.clone()).or_default().check = check;
+        }
+        let targets = records;
         self.record.send_if_modified(|record| {
             let is_modified = record.targets != targets;
             record.targets = targets;
@@ -276,12 +285,60 @@ impl Targets {
         }
     }
 
-    /// Starts a target's notifier, which ends with its target, once the attempt that is under way is over.
+    /// What notifies of a target's changes: its own notifier, or one that it shares.
     fn notifier(&mut self, supervisor: &mut Supervisor, of: &Opened, notify: &Notify) -> NotifierHandle {
+        let Some(name) = &of.config.file.shared else {
+            return self.launch(supervisor, of, of.config.name.clone(), notify, None);
+        };
+        let messages = match self.shared.get(name) {
+            Some(messages) => messages,
+            None => self.share(supervisor, of, name, notify),
+        };
+        let (orders, ordered) = watch::channel(None);
+        let (notifications, notified) = mpsc::channel(MAX_PENDING_NOTIFICATIONS);
+        let part = shared::take_part(of.config.name.clone(), ordered, notifications, messages);
+        of.spawn(supervisor, "part in a shared notifier", part);
+        NotifierHandle { orders, notifications: notified }
+    }
+
+    /// Starts a notifier that targets share; it ends once none of them does any more.
+    fn share(
+        &mut self,
+        supervisor: &mut Supervisor,
+        of: &Opened,
+        name: &TargetName,
+        notify: &Notify,
+    ) -> mpsc::Sender<Message> {
+        let (stop, tasks) = (self.stop.child_token(), TaskTracker::new());
+        let own = Opened { config: of.config.clone(), stop: stop.clone(), tasks: tasks.clone() };
+        let (messages, said) = mpsc::channel(MAX_PENDING_MESSAGES);
+        let before = self.shared.insert(name, notify, messages.clone(), stop.clone(), tasks);
+        let NotifierHandle { orders, notifications } =
+            self.launch(supervisor, &own, name.clone(), notify, before);
+        let shared = SharedNotifier { messages: said, orders, notifications, stop };
+        own.spawn(supervisor, "shared notifier", shared.run());
+        messages
+    }
+
+    /// Starts a notifier under this name, once those `before` it have ended. It ends when nobody orders any more and the
+    /// attempt that is under way is over.
+    fn launch(
+        &mut self,
+        supervisor: &mut Supervisor,
+        of: &Opened,
+        target: TargetName,
+        notify: &Notify,
+        before: Option<TaskTracker>,
+    ) -> NotifierHandle {
         let config = &of.config;
         let (orders, ordered) = watch::channel(None);
         let (notifications, notified) = mpsc::channel(MAX_PENDING_NOTIFICATIONS);
-        let (target, part) = (config.name.clone(), self.readiness.part(format!("notify {}", config.name)));
+        let part = self.readiness.part(format!("notify {target}"));
+        let before = async move {
+            if let Some(before) = before {
+                before.wait().await;
+            }
+        };
         let attempt = match notify.clone() {
             Notify::Signal(rule) => {
                 self.follow_nodes(supervisor);
@@ -291,6 +348,7 @@ impl Targets {
                 let notifier =
                     SignalNotifier { target, rule, reports, requests, orders: ordered, notifications, part };
                 of.spawn(supervisor, "notifier", async move {
+                    before.await;
                     notifier.run().await;
                     // What is requested when the process ends still is when it is there again.
                     if !process_stop.is_cancelled() {
@@ -309,7 +367,11 @@ impl Targets {
         let target = target.to_string();
         let notifier = Notifier { target, attempt, orders: ordered, notifications, part };
         let end_timeout = notify.end_timeout().unwrap_or(SHUTDOWN_TIMEOUT);
-        supervisor.spawn_bounded("notifier", of.stop.clone(), end_timeout, of.tracked(notifier.run()));
+        let running = async {
+            before.await;
+            notifier.run().await;
+        };
+        supervisor.spawn_bounded("notifier", of.stop.clone(), end_timeout, of.tracked(running));
         NotifierHandle { orders, notifications: notified }
     }
 }
@@ -340,6 +402,61 @@ impl Opened {
             task.await;
             Ok(())
         }
+    }
+}
+
+/// The notifiers that targets share, by their names.
+#[derive(Debug, Default)]
+struct SharedNotifiers {
+    running: BTreeMap<TargetName, Shared>,
+    /// What those have under way that were asked to end.
+    former: BTreeMap<TargetName, TaskTracker>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    notify: Notify,
+    messages: mpsc::Sender<Message>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl SharedNotifiers {
+    fn get(&self, name: &TargetName) -> Option<mpsc::Sender<Message>> {
+        self.running.get(name).map(|shared| shared.messages.clone())
+    }
+
+    /// Has one more run; gives what has to end before it begins.
+    fn insert(
+        &mut self,
+        name: &TargetName,
+        notify: &Notify,
+        messages: mpsc::Sender<Message>,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Option<TaskTracker> {
+        let shared = Shared { notify: notify.clone(), messages, stop, tasks };
+        self.running.insert(name.clone(), shared);
+        self.former.remove(name)
+    }
+
+    /// Ends those that none of these targets uses as they are.
+    fn retain(&mut self, targets: &[TargetConfig]) {
+        let is_used = |name: &TargetName, notify: &Notify| {
+            targets.iter().any(|target| {
+                target.file.shared.as_ref() == Some(name) && target.file.notify.as_ref() == Some(notify)
+            })
+        };
+        let former = &mut self.former;
+        self.running.retain(|name, Shared { notify, stop, tasks, messages: _ }| {
+            let is_used = is_used(name, notify);
+            if !is_used {
+                stop.cancel();
+                tasks.close();
+                former.insert(name.clone(), tasks.clone());
+            }
+            is_used
+        });
     }
 }
 

@@ -76,6 +76,11 @@ impl Scene {
 
     /// A consumer with the check, and these settings of the target beside it.
     fn consumer(&self, rest: &str) -> Result<Consumer> {
+        self.run(Some(&self.etcd), rest)
+    }
+
+    /// The same, with this etcd or with an agent in itself.
+    fn run(&self, etcd: Option<&Etcd>, rest: &str) -> Result<Consumer> {
         let (config, template) = (self.dir.path().join("targets.toml"), self.dir.path().join("list.j2"));
         let target = format!(
             r#"[[target]]
@@ -95,7 +100,11 @@ container = "{}-proxy"
         fs::write(&config, target)?;
         let listen = format!("127.0.0.1:{}", port::free(Ipv4Addr::LOCALHOST.into())?);
         let mut command = Program::consumer()?;
-        command.args(["--etcd", &self.etcd.endpoint(), "--name", "c1", "--listen", &listen]);
+        command.args(["--name", "c1", "--listen", &listen]);
+        match etcd {
+            Some(etcd) => command.args(["--etcd", &etcd.endpoint()]),
+            None => command.args(["--only-name", &format!("^{}-", self.test)]),
+        };
         command.arg("--config").arg(&config).arg("--state-dir").arg(self.dir.path().join("state"));
         Ok(Consumer { program: Program::start("consumer", command)?, url: format!("http://{listen}") })
     }
@@ -204,6 +213,16 @@ fn a_container_that_does_not_allow_the_check_is_named_with_what_would() -> Resul
     consumer.is_ready()?;
     ensure!(scene.file().contains("10.0.0.1:80"));
     Ok(())
+}
+
+#[test]
+fn without_etcd_the_agent_in_the_consumer_checks_and_needs_no_permission() -> Result<()> {
+    let scene = Scene::start("embedded-checks", None)?;
+    let mut consumer = scene.run(None, "")?;
+    let line = consumer.program.wait_log("checked a file", TIMEOUT)?;
+    ensure!(line.contains("exit_code=0"), "{line}");
+    until("the file is there", TIMEOUT, || Ok(scene.dest().exists()))?;
+    consumer.is_ready()
 }
 
 #[test]

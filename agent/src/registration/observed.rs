@@ -122,9 +122,15 @@ impl Observed {
         Self(kinds.map(range).collect())
     }
 
-    /// Whether everything of Rollcall's own was listed once.
+    /// Whether everything of Rollcall's own was listed once that registering needs. Verdicts may be kept from us by a role
+    /// that was made before there were any; that stops nothing else.
     pub fn is_listed(&self) -> bool {
-        Kind::OWN.iter().all(|kind| self.range(*kind).cache.position().is_some())
+        Kind::OWN.iter().all(|kind| *kind == Kind::Verdicts || self.has(*kind))
+    }
+
+    /// Whether this kind was listed once.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.range(kind).cache.position().is_some()
     }
 
     /// The values of a kind, in the order of the keys.
@@ -252,9 +258,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_listing_is_about_its_own_kind_and_all_of_them_are_needed() {
+    fn a_listing_is_about_its_own_kind_and_all_but_that_of_verdicts_are_needed() {
         let mut observed = written(5);
-        for kind in [Kind::Acks, Kind::Receivers, Kind::Verdicts] {
+        for kind in [Kind::Acks, Kind::Receivers] {
             observed.apply(kind, listing(&[], 9, Cause::First));
         }
         assert_eq!(values(&observed), [b"ours"]);

@@ -79,7 +79,8 @@ impl Planner {
         if !self.is_ready() {
             return Next::Idle;
         }
-        let kinds = Kind::OWN.into_iter().filter_map(|kind| Some((self.wanted(kind)?, kind)));
+        let kinds = Kind::OWN.into_iter().filter(|kind| self.observed.has(*kind));
+        let kinds = kinds.filter_map(|kind| Some((self.wanted(kind)?, kind)));
         let (wanted, kinds): (Vec<&Values>, Vec<Kind>) = kinds.unzip();
         let observed = kinds.iter().flat_map(|kind| self.observed.held(*kind));
         let mut ops = plan(wanted.into_iter().flatten(), observed, lease);

@@ -189,8 +189,11 @@ impl Dispatcher {
     /// Reads the answers that the node has given before, so that a restarted agent signals nobody twice.
     async fn recall(&mut self) {
         let Host { keys, node, .. } = &self.host;
-        for range in [keys.acks_of(node), keys.verdicts_of(node)] {
-            self.recall_range(&range).await;
+        let (acks, verdicts) = (keys.acks_of(node), keys.verdicts_of(node));
+        self.recall_range(&acks).await;
+        // A check that is run twice does no harm: signals do not wait for a role to be mended.
+        if let Ok(listing) = self.host.store.list(&verdicts).await {
+            listing.entries.iter().for_each(|entry| self.recall_entry(entry));
         }
     }
 

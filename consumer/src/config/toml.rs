@@ -4,7 +4,7 @@
 //! afterwards, and named by target and setting.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fmt, fs,
     marker::PhantomData,
     path::{Path, PathBuf},
@@ -32,7 +32,7 @@ use crate::{
         check::settings::RawCheck,
         command::CommandLine,
         install::{self, Mode, Owner},
-        notify::settings::RawNotify,
+        notify::settings::{NotifyOrName, RawNotify},
         render::{
             Format, RawRenderSettings, haproxy::RawHaproxy, nginx_proxy::settings::RawNginxProxy,
             settings::Vars,
@@ -91,7 +91,10 @@ fn parse(text: &str) -> Result<Vec<TargetConfig>, FileError> {
     if file.targets.is_empty() {
         return Err(SettingError::missing("[[target]]", "one or more").into());
     }
-    let targets = file.targets.into_iter().map(TargetTable::parse).collect::<Result<Vec<_>, _>>()?;
+    let notifiers = &file.notifiers;
+    let parsed = file.targets.into_iter().map(|target| target.parse(notifiers));
+    let targets = parsed.collect::<Result<Vec<_>, _>>()?;
+    check_notifiers(notifiers.keys(), &targets)?;
     check_distinct(&targets)?;
     Ok(targets)
 }
@@ -118,11 +121,31 @@ fn check_distinct(targets: &[TargetConfig]) -> Result<(), SettingError> {
     Ok(())
 }
 
+/// Checks that each notifier has a name of its own, and somebody who uses it.
+fn check_notifiers<'n>(
+    notifiers: impl Iterator<Item = &'n TargetName>,
+    targets: &[TargetConfig],
+) -> Result<(), SettingError> {
+    for name in notifiers {
+        if targets.iter().any(|target| target.name == *name) {
+            return Err(SettingError::new("notifier", name, "a name that no target has"));
+        }
+        if !targets.iter().any(|target| target.file.shared.as_ref() == Some(name)) {
+            let expected = format!("a target with notify = \"{name}\"");
+            return Err(SettingError::new("notifier", name, expected));
+        }
+    }
+    Ok(())
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TargetsFile {
     #[serde(default, rename = "target")]
     targets: Vec<TargetTable>,
+    /// Notifiers that targets may share, by their names.
+    #[serde(default, rename = "notifier")]
+    notifiers: BTreeMap<TargetName, RawNotify>,
 }
 
 /// `[[target]]`: the keys of the target and of its file in one table. Serde's flatten would lose the lines of errors.
@@ -146,7 +169,7 @@ struct TargetTable {
     check_isolates: Option<bool>,
     #[serde(default, deserialize_with = "command_or_table")]
     verify: Option<RawVerify>,
-    notify: Option<RawNotify>,
+    notify: Option<NotifyOrName>,
     pace: Option<RawPace>,
     #[serde(default, deserialize_with = "time")]
     heartbeat: Option<Duration>,
@@ -162,21 +185,33 @@ struct TargetTable {
 }
 
 impl TargetTable {
-    fn parse(self) -> Result<TargetConfig, SettingError> {
+    fn parse(self, notifiers: &BTreeMap<TargetName, RawNotify>) -> Result<TargetConfig, SettingError> {
         let outer = format!("target {}: ", self.name);
-        RawTarget::from(self).parse().map_err(|error| error.within(&outer))
+        let (notify, shared) = match self.notify.clone() {
+            None => (None, None),
+            Some(NotifyOrName::Own(own)) => (Some(*own), None),
+            Some(NotifyOrName::Shared(name)) => {
+                let found = notifiers.get(&name).cloned();
+                let expected = format!("a table [notifier.{name}]");
+                let missing = || SettingError::new("notify", &name, expected).within(&outer);
+                (Some(found.ok_or_else(missing)?), Some(name))
+            }
+        };
+        let raw = RawTarget::from(self);
+        let file = RawFile { notify, shared, ..raw.file };
+        RawTarget { file, ..raw }.parse().map_err(|error| error.within(&outer))
     }
 }
 
 impl From<TargetTable> for RawTarget {
     fn from(table: TargetTable) -> Self {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
-        let TargetTable { dest, format, template, mode, owner, backups, notify, .. } = table;
+        let TargetTable { dest, format, template, mode, owner, backups, .. } = table;
         let TargetTable { check, check_timeout, check_isolates, verify, .. } = table;
         let TargetTable { nginx_proxy, haproxy, vars, .. } = table;
         let render = RawRenderSettings { nginx_proxy, haproxy, vars };
         let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
-        let file = RawFile { check, check_timeout, check_isolates, verify, backups, notify, ..file };
+        let file = RawFile { check, check_timeout, check_isolates, verify, backups, ..file };
         Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file }
     }
 }

@@ -34,6 +34,7 @@ mod many_files;
 mod notifying;
 mod once;
 mod reloading;
+mod sharing;
 mod verifying;
 
 const LEASE: LeaseSettings = LeaseSettings { ttl: Duration::from_secs(60), refresh: Duration::from_secs(30) };

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use rollcall_shared::process::{setting::SettingError, time};
+use rollcall_shared::{
+    model::{check::FILE, name::TargetName},
+    process::{setting::SettingError, time},
+};
 use serde::Deserialize;
 
 use super::{
@@ -38,6 +41,8 @@ pub struct FileConfig {
     pub backups: Option<Backups>,
     /// Whom to notify of a new file.
     pub notify: Option<Notify>,
+    /// The name of that notifier, where other targets may share it.
+    pub shared: Option<TargetName>,
 }
 
 /// How many backups are kept unless it is said.
@@ -70,6 +75,8 @@ pub struct RawFile {
     pub backups: Option<RawBackups>,
     /// Whom to notify of a new file.
     pub notify: Option<RawNotify>,
+    /// The name of that notifier, where other targets may share it.
+    pub shared: Option<TargetName>,
 }
 
 /// Which earlier files are kept, as it is written.
@@ -95,7 +102,7 @@ impl RawFile {
     /// # Errors
     /// Settings that are missing, contradict each other or cannot work.
     pub fn parse(self) -> Result<FileConfig, SettingError> {
-        let Self { dest, format, template, render, mode, owner, backups, notify, .. } = self;
+        let Self { dest, format, template, render, mode, owner, backups, notify, shared, .. } = self;
         let Self { check, check_timeout, check_isolates, verify, .. } = self;
         let dest = dest.ok_or_else(|| SettingError::missing("dest", "the file to render"))?;
         if dest.file_name().is_none() {
@@ -140,8 +147,14 @@ impl RawFile {
         };
         let backups = backups.map(RawBackups::parse).transpose()?;
         let notify = notify.map(RawNotify::parse).transpose()?;
+        if let (Some(_), Some(Notify::Command { command, .. })) = (&shared, &notify)
+            && command.names_file()
+        {
+            let expected = format!("no {FILE} in it, as several targets share it");
+            return Err(SettingError::new("notify.command", format!("{:?}", command.to_string()), expected));
+        }
         let verify = verify.map(RawVerify::parse).transpose()?;
-        Ok(FileConfig { dest, content, render, mode, owner, check, verify, backups, notify })
+        Ok(FileConfig { dest, content, render, mode, owner, check, verify, backups, notify, shared })
     }
 }
 

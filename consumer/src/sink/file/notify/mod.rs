@@ -12,6 +12,7 @@ pub mod notifier;
 pub mod pid_file;
 pub mod requests;
 pub mod settings;
+pub mod shared;
 pub mod signal;
 pub mod watches;
 

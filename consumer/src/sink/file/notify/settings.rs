@@ -5,13 +5,16 @@ use std::{fmt, path::PathBuf, time::Duration};
 use rollcall_shared::{
     model::{
         label::LabelSelector,
-        name::ContainerName,
+        name::{ContainerName, TargetName},
         selector::Selector,
         signal::{Delivery, Signal},
     },
     process::{setting::SettingError, time},
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
 use crate::{
     config::toml::{self, one_or_many, parsed},
@@ -77,7 +80,36 @@ impl fmt::Display for Notify {
 /// How long a command may take unless it is said.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Whom to notify, as it is written: `[target.notify]`.
+/// Whom a target notifies, as it is written.
+#[derive(Debug, Clone)]
+pub enum NotifyOrName {
+    /// `[target.notify]`.
+    Own(Box<RawNotify>),
+    /// `notify = "proxy"`: that of `[notifier.proxy]`, which other targets may share.
+    Shared(TargetName),
+}
+
+impl<'de> Deserialize<'de> for NotifyOrName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = NotifyOrName;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a [notifier.NAME], or a table")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<NotifyOrName, E> {
+                name.parse().map(NotifyOrName::Shared).map_err(E::custom)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<NotifyOrName, A::Error> {
+                let own = RawNotify::deserialize(MapAccessDeserializer::new(table))?;
+                Ok(NotifyOrName::Own(Box::new(own)))
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+/// Whom to notify, as it is written: `[target.notify]` or `[notifier.NAME]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawNotify {
