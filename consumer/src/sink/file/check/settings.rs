@@ -85,8 +85,8 @@ pub struct RawContainerCheck {
     /// Those of this Compose project or Swarm stack.
     stack: Option<String>,
     /// Those with these labels.
-    #[serde(default, deserialize_with = "one_or_many")]
-    label: Vec<LabelSelector>,
+    #[serde(default, alias = "label", deserialize_with = "one_or_many")]
+    labels: Vec<LabelSelector>,
     /// The folder of the file as the containers see it.
     dir: Option<PathBuf>,
     /// How long the command may take.
@@ -116,14 +116,14 @@ impl RawCheck {
             RawCheck::Command(command) => RawContainerCheck { command: Some(command), ..Default::default() },
             RawCheck::Table(table) => *table,
         };
-        let RawContainerCheck { command, container, service, stack, label, dir, timeout } = table;
+        let RawContainerCheck { command, container, service, stack, labels, dir, timeout } = table;
         let command = command.ok_or_else(|| SettingError::missing("check.command", "the command to run"))?;
         if let (Some(timeout), Some(_)) = (timeout, check_timeout) {
             let expected = "it or check_timeout, not both";
             return Err(SettingError::new("check.timeout", time::show(timeout), expected));
         }
         let timeout = timeout.or(check_timeout).unwrap_or(CHECK_TIMEOUT);
-        let to = Selector { container, service, stack, labels: label };
+        let to = Selector { container, service, stack, labels };
         if to == Selector::default() {
             if let Some(dir) = dir {
                 return Err(SettingError::new("check.dir", dir.display(), "check.container beside it"));
