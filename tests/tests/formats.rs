@@ -93,6 +93,8 @@ fn hostile() -> impl Strategy<Value = String> {
         "8080",
         "default",
         "../default",
+        r#"{"a.example": {"/": {"port": 8080, "dest": "/x"}, "/../x": null}, "b.example": null}"#,
+        r#"{"x\"; }": {}, "~^(": {"/": {}}, "c.example": {"/ {": {}, "/}": {"proto": "\n"}}}"#,
         "{{ 1 }}",
         "{% raw %}",
         "\u{202e}ab",
@@ -123,6 +125,7 @@ fn any_instance() -> impl Strategy<Value = Instance> {
     };
     let names = [
         "VIRTUAL_HOST",
+        "VIRTUAL_HOST_MULTIPORTS",
         "VIRTUAL_PORT",
         "VIRTUAL_PATH",
         "VIRTUAL_DEST",
