@@ -22,9 +22,8 @@ fn nginx(host: &DockerHost, conf: &Path) -> Result<(Container, String)> {
     Ok((nginx, url))
 }
 
-fn worker(host: &DockerHost, options: &[&str]) -> Result<Container> {
-    let fixed =
-        ["--name", "moving-web", "--hostname", "moving-web", "--publish", "80", "--env", "DRAIN_MS=0"];
+fn worker(host: &DockerHost, name: &str, options: &[&str]) -> Result<Container> {
+    let fixed = ["--name", name, "--hostname", name, "--publish", "80", "--env", "DRAIN_MS=0"];
     host.run(&[&fixed[..], options, &[image::worker()?]].concat())
 }
 
@@ -50,7 +49,7 @@ fn docker_gens_lines_reload_an_nginx_by_its_containers_name() -> Result<()> {
     let (dest, template) = (dest.display().to_string(), template.display().to_string());
     let lines = docs::now("docker-gen")?;
     let (_nginx, url) = nginx(&host, &conf)?;
-    let _worker = worker(&host, &["--env", "VIRTUAL_HOST=moving.example"])?;
+    let _worker = worker(&host, "moving-web-1", &["--env", "VIRTUAL_HOST=moving.example"])?;
     let places = [("/etc/nginx/conf.d/default.conf", dest.as_str()), ("nginx.jinja", template.as_str())];
     for (line, replaced, name) in
         [(&lines[0], &places[..], "nginx"), (&lines[1], &places[..1], "moving.example")]
@@ -60,7 +59,7 @@ fn docker_gens_lines_reload_an_nginx_by_its_containers_name() -> Result<()> {
         command.arg("--state-dir").arg(state.path());
         let _consumer = Program::start("consumer", command)?;
         until("nginx serves the container", TIMEOUT, || {
-            Ok(http::get_as(&url, name)?.body.trim() == "moving-web")
+            Ok(http::get_as(&url, name)?.body.trim() == "moving-web-1")
         })
         .with_context(|| fs::read_to_string(&dest).unwrap_or_default())?;
         fs::write(&dest, "")?;
@@ -77,7 +76,7 @@ fn registrators_and_confds_lines_keep_registrators_keys_and_reload_by_a_command(
     let (endpoint, reload) = (etcd.endpoint(), format!("sh -c 'echo x >>{}'", reloads.display()));
     let lines = docs::now("registrator and confd")?;
     let agent = program(&lines[0], &[("http://10.0.0.1:2379", &endpoint)])?;
-    let _agent = Program::start("agent", with(agent, &["--node", "h1", "--only-name", "^moving-web$"]))?;
+    let _agent = Program::start("agent", with(agent, &["--node", "h1", "--only-name", "^moving-web-2$"]))?;
     let (to, from) = (dest.display().to_string(), template.display().to_string());
     let replaced = [
         ("http://10.0.0.1:2379", endpoint.as_str()),
@@ -88,8 +87,8 @@ fn registrators_and_confds_lines_keep_registrators_keys_and_reload_by_a_command(
     let state = dir.path().join("state").display().to_string();
     let _consumer =
         Program::start("consumer", with(program(&lines[1], &replaced)?, &["--state-dir", &state]))?;
-    let worker = worker(&host, &["--env", "SERVICE_NAME=moving"])?;
-    let (port, key) = (worker.published(80)?.port(), "/services/moving/h1:moving-web:80");
+    let worker = worker(&host, "moving-web-2", &["--env", "SERVICE_NAME=moving"])?;
+    let (port, key) = (worker.published(80)?.port(), "/services/moving/h1:moving-web-2:80");
     until("registrator's key is there", TIMEOUT, || {
         Ok(etcd.ctl().get(key)? == Some(format!("10.0.0.5:{port}")))
     })?;
