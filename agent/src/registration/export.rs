@@ -27,13 +27,14 @@ const PUBLIC_LABELS: [&str; 5] =
 
 /// What nginx-proxy reads (<https://github.com/nginx-proxy/nginx-proxy/tree/main/docs>), as variables or labels. It is
 /// public by nature: what it says stands in the proxy's configuration.
-const VIRTUAL_HOST_NAMES: [&str; 10] = [
+const VIRTUAL_HOST_NAMES: [&str; 11] = [
     "VIRTUAL_HOST",
     "VIRTUAL_HOST_MULTIPORTS",
     "VIRTUAL_PORT",
     "VIRTUAL_PATH",
     "VIRTUAL_DEST",
     "VIRTUAL_PROTO",
+    "VIRTUAL_ROOT",
     "CERT_NAME",
     "HTTPS_METHOD",
     "HSTS",
