@@ -36,7 +36,9 @@ fn stack(dir: &Path) -> Result<PathBuf> {
     let text = fs::read_to_string(examples.join("nginx-proxy.stack.yml"))?;
     let encrypted = ", driver_opts: {encrypted: \"\"}";
     assert!(text.contains(encrypted), "the network of etcd is encrypted");
-    fs::copy(examples.join("nginx-proxy.toml"), dir.join("nginx-proxy.toml"))?;
+    for name in ["nginx-proxy-swarm.toml", "nginx-check"] {
+        fs::copy(examples.join(name), dir.join(name))?;
+    }
     let file = dir.join("stack.yml");
     fs::write(&file, text.replace(encrypted, ""))?;
     Ok(file)
