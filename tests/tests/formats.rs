@@ -20,8 +20,8 @@ use rollcall_shared::{
 use rollcall_tests::{Container, DockerHost, Etcd, Program, image, tool, until};
 
 /// How many rolls each program is given.
-const ROLLS: usize = 40;
-const INSTANCES: usize = 12;
+const ROLLS: usize = 25;
+const INSTANCES: usize = 16;
 
 #[derive(Parser)]
 struct Cli {
