@@ -1,6 +1,7 @@
 //! docker-gen on several nodes, replaced: a real Swarm of three, and the stack of deploy/examples as it is shipped.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,17 +31,26 @@ networks:
   proxy: {external: true}
 "#;
 
-/// The shipped stack, unencrypted: not every kernel that tests run on has the cipher.
-fn stack(dir: &Path) -> Result<PathBuf> {
+/// The shipped stack, with what only a test changes: etcd's network is not encrypted, as not every kernel has the cipher,
+/// and each node's engine has its socket elsewhere, as all of them are on one machine.
+fn stack(dir: &Path, hosts: &[DockerHost]) -> Result<PathBuf> {
     let examples = tool::workspace().join("deploy/examples");
-    let text = fs::read_to_string(examples.join("nginx-proxy.stack.yml"))?;
-    let encrypted = ", driver_opts: {encrypted: \"\"}";
-    assert!(text.contains(encrypted), "the network of etcd is encrypted");
     for name in ["nginx-proxy-swarm.toml", "nginx-check"] {
         fs::copy(examples.join(name), dir.join(name))?;
     }
+    for (number, host) in hosts.iter().enumerate() {
+        symlink(host.socket(), dir.join(format!("host-{}.sock", number + 1)))?;
+    }
+    let mut text = fs::read_to_string(examples.join("nginx-proxy.stack.yml"))?;
+    let socket = format!("{}/{{{{.Node.Hostname}}}}.sock:/var", dir.display());
+    for (shipped, tested) in
+        [(", driver_opts: {encrypted: \"\"}", ""), ("/var/run/docker.sock:/var", socket.as_str())]
+    {
+        assert!(text.contains(shipped), "the stack has {shipped}");
+        text = text.replace(shipped, tested);
+    }
     let file = dir.join("stack.yml");
-    fs::write(&file, text.replace(encrypted, ""))?;
+    fs::write(&file, text)?;
     Ok(file)
 }
 
@@ -73,7 +83,7 @@ fn a_stack_on_a_swarm_serves_the_virtual_hosts_of_all_nodes() -> Result<()> {
     hosts[0].docker(&update.iter().map(String::as_str).collect::<Vec<_>>())?;
     assert_eq!(deploy, "docker stack deploy -c deploy/examples/nginx-proxy.stack.yml proxy");
     let settings = [("ROLLCALL_TAG", "test"), ("NGINX_IMAGE", image::NGINX)];
-    swarm.deploy("proxy", &stack(dir.path())?, &settings)?;
+    swarm.deploy("proxy", &stack(dir.path(), &hosts)?, &settings)?;
     until("nginx answers for nobody", TIMEOUT, || Ok(ask(&hosts[0], "a.example")?.ends_with("503")))?;
 
     let apps = dir.path().join("apps.yml");
