@@ -102,7 +102,10 @@ pub fn reach(
     let mut ports: Vec<Port> = match &wanted {
         Some(ports) => ports.clone(),
         None if own_port && !policy.ports.is_empty() => policy.ports.clone(),
-        None if own_port => container.exposed.union(&network.exposed).copied().collect(),
+        None if own_port => {
+            let exposed = container.exposed.union(&network.exposed).copied();
+            exposed.chain(labels::virtual_port(container)).collect()
+        }
         None => network.bindings.iter().map(|binding| binding.to).collect(),
     };
     ports.sort_unstable();

@@ -6,6 +6,7 @@
 //! the image's base name.
 
 use rollcall_shared::model::{
+    instance::Protocol,
     name::ServiceName,
     signal::Signal,
     stack::{COMPOSE_SERVICE, SWARM_SERVICE},
@@ -136,6 +137,19 @@ pub fn ports(container: &Container) -> Result<Option<Vec<Port>>, Omission> {
     text.split(',').map(port).collect::<Result<Vec<Port>, Omission>>().map(Some)
 }
 
+/// The port at which nginx-proxy would reach it on its own address, whether it exposes it or not: that of VIRTUAL_PORT, or
+/// 80 where it has a VIRTUAL_HOST and exposes none. What is no port is named by the format that needs it.
+pub fn virtual_port(container: &Container) -> Option<Port> {
+    let value = |name: &str| container.env.get(name).or_else(|| container.labels.get(name));
+    match value("VIRTUAL_PORT") {
+        Some(text) => text.trim().parse().ok().filter(|port: &Port| port.protocol == Protocol::Tcp),
+        None if container.exposed.is_empty() => {
+            value("VIRTUAL_HOST").map(|_| Port { number: 80, protocol: Protocol::Tcp })
+        }
+        None => None,
+    }
+}
+
 /// What its label asks for that is no signal.
 pub fn unknown_signals(container: &Container) -> Vec<Omission> {
     let text = container.labels.get(SIGNAL_LABEL).map_or("", String::as_str);
@@ -241,6 +255,24 @@ mod tests {
     fn an_image_gives_its_base_name() {
         for image in ["app", "app:1", "team/app:1", "registry:5000/team/app", "app@sha256:0123"] {
             assert_eq!(base_name(image), "app", "{image}");
+        }
+    }
+
+    #[test]
+    fn nginx_proxys_port_need_not_be_exposed() {
+        for (labels, env, exposed, expected) in [
+            (&[("VIRTUAL_PORT", "8080")][..], &[][..], true, Some("8080/tcp")),
+            (&[("VIRTUAL_PORT", "1")], &[("VIRTUAL_PORT", " 8080 ")], true, Some("8080/tcp")),
+            (&[], &[("VIRTUAL_PORT", "8080/udp")], true, None),
+            (&[], &[("VIRTUAL_PORT", "none")], false, None),
+            (&[], &[("VIRTUAL_HOST", "a.example")], false, Some("80/tcp")),
+            (&[], &[("VIRTUAL_HOST", "a.example")], true, None),
+            (&[], &[], false, None),
+        ] {
+            let exposed = if exposed { [port()].into() } else { [].into() };
+            let container = Container { exposed, ..with(labels, env) };
+            let found = virtual_port(&container).map(|port| port.to_string());
+            assert_eq!(found.as_deref(), expected, "{labels:?} {env:?}");
         }
     }
 
