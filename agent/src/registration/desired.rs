@@ -415,12 +415,14 @@ impl Desired {
 
     fn describe(&mut self, id: &FullId, running: &Running, all: &RunningContainers) {
         let mut description = describe(running, all, &self.policy);
-        let layouts = std::mem::take(&mut description.layouts);
-        self.layouts.set(id.clone(), running.container.started_at, layouts);
         let checks = description.judge(running.container.incarnation(), &self.verdicts);
         if !checks.is_empty() {
             self.checks.insert(id.clone(), checks);
+            // Some depend on what the checks have found. What cannot be laid out does not, and was named.
+            description.layouts = lay_out(&running.container, all, &description.ports, &self.policy).0;
         }
+        let layouts = std::mem::take(&mut description.layouts);
+        self.layouts.set(id.clone(), running.container.started_at, layouts);
         for (instance_id, instance) in description.instances(running, &self.policy.node) {
             let key = self.keys.format(&Key::Instance(instance_id));
             self.registered.entry(id.clone()).or_default().push(key.clone());
@@ -654,6 +656,29 @@ pub(crate) mod tests {
             (draining, Status::Draining),
         ] {
             assert_eq!(described(&running).status, status);
+        }
+    }
+
+    #[test]
+    fn a_layout_whose_readers_see_no_status_has_only_what_our_checks_have_found_well() {
+        let checked = changed(|c| drop(c.labels.insert("rollcall.check".to_owned(), "tcp".to_owned())));
+        let id = CheckId { run: checked.container.incarnation(), port: "80".parse().expect("a port") };
+        let layouts = layout::testing::settings(&["--layout", "containers,skydns"]);
+        let policy = Policy { layouts, ..policy() };
+        let mut desired = Desired::new(policy, "/rollcall".parse().expect("a prefix"));
+        desired.update(Arc::new(RunningContainers::from([(checked.container.id.clone(), checked)])));
+        let laid_out = |desired: &Desired| -> Vec<layout::Layout> {
+            desired.layouts().entries().iter().map(|entries| entries.layout).collect()
+        };
+        let (containers, skydns) = (layout::Layout::Containers, layout::Layout::Skydns);
+        assert_eq!(laid_out(&desired), [containers], "nothing was found yet");
+        for (health, expected) in [
+            (Health::Passing, &[containers, skydns][..]),
+            (Health::Failing, &[containers]),
+            (Health::Passing, &[containers, skydns]),
+        ] {
+            desired.judge(Arc::new(Verdicts::from([(id, health)])));
+            assert_eq!(laid_out(&desired), expected, "{health:?}");
         }
     }
 
