@@ -7,6 +7,7 @@ use rollcall_shared::{
     keys::{Key, Keys},
     model::{
         instance::{Endpoint, Instance},
+        name::ContainerName,
         signal::Signal,
     },
     process::{error::one_line, health::Explainer, host, setting::SettingError, text::escaped},
@@ -34,7 +35,8 @@ use crate::{
     },
 };
 
-/// Explains one running container, by name or ID, in a few lines for people.
+/// Explains one running container, by name or ID, in a few lines for people. What is no name is not looked for: Docker's
+/// API would take it for another path.
 ///
 /// # Errors
 /// Settings that cannot work, Docker out of reach, or no such running container.
@@ -45,15 +47,16 @@ pub async fn explain(
     readers: &Readers,
     container: &str,
 ) -> Result<String, Error> {
-    let Found { advertised, missing } = advertise::find(&settings.node.advertise, readers);
+    let name: ContainerName = container.parse().map_err(|_| no_such(container))?;
+    let (wanted, of) = (settings.node.advertise.clone(), readers.clone());
+    // Looking up etcd's name may block, and whatever else this process does goes on meanwhile.
+    let search = tokio::task::spawn_blocking(move || advertise::find(&wanted, &of));
+    let Found { advertised, missing } = search.await.expect("searching does not panic");
     let Settings { node, filter, checks, .. } = settings;
     let addresses = watch::channel(advertised).1;
     let policy = Policy::new(node, filter, *checks, readers, addresses, layouts)?;
     let docker = Docker::connect(&settings.docker).await?;
-    let Some(found) = docker.inspect(container).await? else {
-        let expected = "the name or ID of a container that runs on this host";
-        return Err(SettingError::new("CONTAINER", format!("{container:?}"), expected).into());
-    };
+    let Some(found) = docker.inspect(name.as_str()).await? else { return Err(no_such(container).into()) };
     let running = Running { container: Arc::new(found), is_draining: false };
     let all = shared_network(&docker, &running).await?;
     let warning = container_address::warning(&policy, &own_container(&docker).await?);
@@ -62,6 +65,11 @@ pub async fn explain(
     Ok(explanation(&running, &all, &policy, keys, &settings.signals.allow)
         + &missing.collect::<String>()
         + &warning)
+}
+
+fn no_such(container: &str) -> SettingError {
+    let expected = "the name or ID of a container that runs on this host";
+    SettingError::new("CONTAINER", format!("{container:?}"), expected)
 }
 
 /// The container that this process runs in, if it does: Docker makes its ID the host name.
@@ -157,8 +165,22 @@ fn endpoints(instance: &Instance) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
-    use crate::{inventory::container::Restart, registration::desired::tests};
+    use crate::{inventory::container::Restart, program::Cli, registration::desired::tests};
+
+    #[tokio::test]
+    async fn what_would_be_another_path_of_dockers_api_is_never_asked_for() {
+        let flags = ["rollcall-agent", "--etcd=127.0.0.1:1", "--docker-host=tcp://127.0.0.1:1"];
+        let settings = Cli::try_parse_from(flags).expect("flags").settings;
+        let (keys, readers) = (settings.etcd.prefix.clone(), Readers::ThisHost);
+        for name in ["../images/app", "web/logs?follow=1#", "web/json?", "a b", "", ".."] {
+            let explained = explain(&settings.agent, &settings.layouts, &keys, &readers, name).await;
+            let refused = explained.expect_err("it is no name").to_string();
+            assert!(refused.starts_with(&format!("CONTAINER is {name:?}: expected the name")), "{refused}");
+        }
+    }
 
     #[test]
     fn it_says_where_why_and_why_not() {
