@@ -13,7 +13,11 @@ use std::{
 use axum::{
     Router,
     extract::{ConnectInfo, Path},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONTENT_TYPE, HOST},
+        uri::Authority,
+    },
     routing::get,
 };
 use futures_util::future::BoxFuture;
@@ -79,8 +83,10 @@ pub type Explainer = Arc<dyn Fn(String) -> BoxFuture<'static, Result<String, Str
 
 /// The routes of an explainer. What it tells of a container is for this host: others are refused.
 fn explaining(explainer: Explainer) -> Router {
-    let explain = async move |ConnectInfo(peer): ConnectInfo<SocketAddr>, Path(container): Path<String>| {
-        if !peer.ip().to_canonical().is_loopback() {
+    let explain = async move |ConnectInfo(peer): ConnectInfo<SocketAddr>,
+                              headers: HeaderMap,
+                              Path(container): Path<String>| {
+        if !peer.ip().to_canonical().is_loopback() || !is_meant_for_loopback(&headers) {
             return (StatusCode::FORBIDDEN, "only this host is answered\n".to_owned());
         }
         match explainer(container).await {
@@ -89,6 +95,19 @@ fn explaining(explainer: Explainer) -> Router {
         }
     };
     Router::new().route("/explain/{container}", get(explain))
+}
+
+/// Whether a request is addressed to the loopback interface, as far as it says to whom. A web page that had its own name
+/// resolve to this host would read what is told here, in the browser of somebody who works on it.
+fn is_meant_for_loopback(headers: &HeaderMap) -> bool {
+    let is_loopback = |host: &str| match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
+    };
+    headers.get_all(HOST).iter().all(|value| {
+        let authority = value.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
+        authority.is_some_and(|authority| is_loopback(authority.host()))
+    })
 }
 
 /// Answers until the token is cancelled.
@@ -288,6 +307,23 @@ mod tests {
         serving.await.expect("no panic").expect("it ends");
         let gone = move || (status(listen).is_err(), explain(listen, "web").expect("nobody says otherwise"));
         assert_eq!(tokio::task::spawn_blocking(gone).await.expect("no panic"), (true, None));
+    }
+
+    #[test]
+    fn what_is_told_to_this_host_alone_is_not_told_to_a_page_whose_name_leads_here() {
+        for (host, expected) in [
+            (None, true),
+            (Some("127.0.0.1:9180"), true),
+            (Some("[::1]:9180"), true),
+            (Some("localhost"), true),
+            (Some("rebound.example:9180"), false),
+            (Some("localhost.rebound.example"), false),
+            (Some("10.0.0.5:9180"), false),
+            (Some(""), false),
+        ] {
+            let headers = host.map(|host| (HOST, host.parse().expect("a value")));
+            assert_eq!(is_meant_for_loopback(&headers.into_iter().collect()), expected, "{host:?}");
+        }
     }
 
     #[test]
