@@ -14,7 +14,7 @@ use rollcall_shared::{
         name::{NodeName, TargetId},
         signal::{Incarnation, Receiver},
     },
-    process::error::one_line,
+    process::{error::one_line, text},
     reflector::{Cache, Decode, Update},
     store::Entry,
 };
@@ -209,10 +209,56 @@ impl Checks {
     /// Adds the verdicts to what is to be registered.
     pub fn report(&self, keys: &Keys, node: &NodeName, reports: &mut SignalReports) {
         for (target, checkers) in &self.checkers {
-            let verdicts = self.verdicts.of(target, checkers);
+            let verdicts = fitting(self.verdicts.of(target, checkers));
             if !verdicts.is_empty() {
                 let key = keys.format(&Key::Verdicts(node.clone(), target.clone()));
                 reports.verdicts.insert(key, codec::encode(&Verdicts { v: V1, verdicts }));
+            }
+        }
+    }
+}
+
+/// The verdicts, with no more of what was said than fits into one value: each may have its share.
+fn fitting(mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
+    /// What a verdict takes beside, at most.
+    const FRAME_BYTES: usize = 256;
+    verdicts.truncate(codec::MAX_VALUE_BYTES / FRAME_BYTES - 1);
+    let frames = (verdicts.len() + 1) * FRAME_BYTES;
+    // JSON has a backslash before some characters.
+    let share = (codec::MAX_VALUE_BYTES - frames) / 2 / verdicts.len().max(1);
+    for verdict in &mut verdicts {
+        match &mut verdict.outcome {
+            CheckOutcome::Ended { said: text, .. } | CheckOutcome::NotRun(text) => text::shorten(text, share),
+            CheckOutcome::Unseen => {}
+        }
+    }
+    verdicts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_of_however_many_containers_fit_into_a_value() {
+        let said = "\"\\é".repeat(1024);
+        let ended = CheckOutcome::Ended { exit_code: i64::MIN, said: said.clone() };
+        for outcome in [ended, CheckOutcome::NotRun(said.clone())] {
+            for count in [0, 1, 7, 8, 100, 1000] {
+                let verdict = |number: u64| Verdict {
+                    incarnation: Incarnation {
+                        container: format!("{number:012x}").parse().expect("an ID"),
+                        started_at: Timestamp::MAX,
+                    },
+                    id: u64::MAX,
+                    outcome: outcome.clone(),
+                    at: Timestamp::MAX,
+                };
+                let verdicts = Verdicts { v: V1, verdicts: fitting((0..count).map(verdict).collect()) };
+                let size = codec::encode(&verdicts).len();
+                assert!(size <= codec::MAX_VALUE_BYTES, "{size} bytes of {count}");
+                let is_whole = verdicts.verdicts.iter().all(|verdict| verdict.outcome == outcome);
+                assert_eq!(is_whole, count < 8, "{count}");
             }
         }
     }

@@ -61,9 +61,14 @@ pub fn is_allowed(container: &Container, command: &[String], allowed: &[AllowedC
 
 /// Why a command is not allowed, and what would allow it; `None` where it is.
 fn refusal(container: &Container, command: &[String], allowed: &[AllowedCommand]) -> Option<String> {
+    /// A longer one is not repeated, for each of the containers: together the refusals go into one value.
+    const MAX_SHOWN_BYTES: usize = 256;
     (!is_allowed(container, command, allowed)).then(|| {
         let (name, lasting) = (&container.name, lasting_name(container));
         let all = command.join(" ");
+        if all.len() > MAX_SHOWN_BYTES {
+            return format!("container {name} does not allow the command, which has {} bytes", all.len());
+        }
         let fixed = shlex::try_join(fixed_words(command).iter().map(String::as_str)).unwrap_or_default();
         format!(
             "container {name} does not allow the command {all:?}: expected its label {EXEC_LABEL}={fixed:?}, or \
@@ -267,6 +272,13 @@ mod tests {
         assert_eq!((found.len(), &found[0].refused), (1, &None));
         let refused = checkers(&rule("proxy", "rm {file}"), &candidates(&proxy), &[]);
         assert!(refused[0].refused.as_ref().is_some_and(|reason| reason.contains("rollcall.exec=\"rm\"")));
+        let long = checkers(
+            &rule("proxy", &format!("rm {} {{file}}", "x".repeat(60_000))),
+            &candidates(&proxy),
+            &[],
+        );
+        let reason = long[0].refused.as_deref();
+        assert_eq!(reason, Some("container proxy does not allow the command, which has 60010 bytes"));
         assert_eq!(checkers(&rule("other", "nginx -t -c {file}"), &candidates(&proxy), &[]), []);
     }
 }

@@ -55,8 +55,7 @@ fn said(output: &[u8]) -> String {
     let output = String::from_utf8_lossy(output);
     let lines = output.lines().map(str::trim).filter(|line| !line.is_empty()).map(text::escaped);
     let mut said = itertools::Itertools::join(&mut lines.into_iter(), "; ");
-    let fits = (0..=MAX_SAID_BYTES.min(said.len())).rev().find(|end| said.is_char_boundary(*end));
-    said.truncate(fits.unwrap_or_default());
+    text::shorten(&mut said, MAX_SAID_BYTES);
     said
 }
 
