@@ -92,6 +92,11 @@ impl LayoutSettings {
         KeyRange::folder(self.folder(layout))
     }
 
+    /// Where the keys of one folder are one instance's, and written together.
+    pub fn pairs(&self) -> Option<KeyRange> {
+        self.layouts.contains(&Layout::Containers).then(|| self.range(Layout::Containers))
+    }
+
     /// The folder of a layout's keys, which ends with a slash.
     fn folder(&self, layout: Layout) -> String {
         match layout {

@@ -109,6 +109,7 @@ impl Registrar {
     ) -> Self {
         let node: NodeName = policy.node.clone();
         let observed = Observed::new(keys, &node, &policy.layouts);
+        let refusals = Refusals::with_wholes(policy.layouts.pairs().into_iter().collect());
         let mut desired = Desired::new(policy, keys.clone());
         desired.judge(inputs.checks.verdicts.borrow().clone());
         let planner = Planner {
@@ -116,7 +117,7 @@ impl Registrar {
             reports: None,
             observed,
             retry_at: None,
-            refusals: Refusals::default(),
+            refusals,
             layouts: Layouts::default(),
         };
         Self {
@@ -192,14 +193,14 @@ impl Registrar {
         }
         // What is too large is one container's doing. Anything else is the store's, or a role's.
         let worst =
-            set_aside.iter().max_by_key(|(_, write)| !matches!(write.error, StoreError::TooLarge { .. }));
+            set_aside.iter().max_by_key(|(_, write)| !matches!(*write.error, StoreError::TooLarge { .. }));
         let Some((key, write)) = worst else { return self.report_registered() };
         let more = match set_aside.len() - 1 {
             0 => String::new(),
             more => format!(", and {more} more"),
         };
-        let reason = format!("cannot write {key}{more}: {}", one_line(&write.error));
-        match write.error {
+        let reason = format!("cannot write {key}{more}: {}", one_line(&*write.error));
+        match *write.error {
             StoreError::TooLarge { .. } => self.part.noted(reason),
             _ => self.part.failed(reason),
         }
@@ -297,7 +298,7 @@ impl Registrar {
     fn on_refused(&mut self, ops: &[Op], error: StoreError) {
         let reason = one_line(&error);
         if self.planner.refusals.refused(ops, error, Instant::now())
-            && let [op] = ops
+            && let [op, ..] = ops
         {
             tracing::warn!(key = op.key(), reason, "the store refuses this write: set aside");
         }

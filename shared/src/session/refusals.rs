@@ -3,14 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
+use itertools::Itertools;
 use tokio::time::Instant;
 
 use crate::{
     process::backoff::Backoff,
-    store::{Op, StoreError},
+    store::{KeyRange, Op, StoreError},
 };
 
 /// The first wait before a refused write is tried again, and the longest.
@@ -19,6 +21,8 @@ const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// The writes that were refused.
 #[derive(Debug, Default)]
 pub struct Refusals {
+    /// Where the keys of one folder are written together, or none of them is.
+    wholes: Vec<KeyRange>,
     /// Keys of a commit that was refused as a whole: one of them is to blame.
     suspects: BTreeSet<String>,
     /// Whether even deletes were refused together.
@@ -26,12 +30,12 @@ pub struct Refusals {
     set_aside: BTreeMap<String, SetAside>,
 }
 
-/// A write that was refused alone.
+/// A write that was refused alone, or with those that it is written together with.
 #[derive(Debug)]
 pub struct SetAside {
     op: Op,
     /// Why.
-    pub error: StoreError,
+    pub error: Arc<StoreError>,
     retry_at: Instant,
     backoff: Backoff,
 }
@@ -48,6 +52,11 @@ pub enum Due {
 }
 
 impl Refusals {
+    /// Without a refusal. In these ranges the keys of one folder are written together, or none of them is.
+    pub fn with_wholes(wholes: Vec<KeyRange>) -> Self {
+        Self { wholes, ..Self::default() }
+    }
+
     /// Whether an error is about what was written, so that other writes may still be taken.
     pub fn is_refusal(error: &StoreError) -> bool {
         matches!(error, StoreError::Refused { .. } | StoreError::TooLarge { .. } | StoreError::Denied { .. })
@@ -56,38 +65,63 @@ impl Refusals {
     /// Chooses among the writes that are called for. What is not called for any more is forgotten.
     pub fn choose(&mut self, ops: Vec<Op>, now: Instant) -> Due {
         self.forget_all_but(&ops);
-        let (waiting, ready): (Vec<Op>, Vec<Op>) = ops.into_iter().partition(|op| self.is_waiting(op, now));
+        let (waiting, ready) = self.part(ops, now);
         let (suspects, others): (Vec<Op>, Vec<Op>) =
             ready.into_iter().partition(|op| self.suspects.contains(op.key()));
         let (deletes, puts): (Vec<Op>, Vec<Op>) =
             suspects.into_iter().partition(|op| matches!(op, Op::Delete { .. }));
-        let first = puts.into_iter().next();
-        match (others, deletes, first) {
-            (others, ..) if !others.is_empty() => Due::Now(others),
+        match (others, deletes) {
+            (others, _) if !others.is_empty() => Due::Now(others),
             // No delete is too large, or short of space.
-            (_, deletes, _) if !deletes.is_empty() && !self.are_deletes_refused => Due::Now(deletes),
-            (_, deletes, first) => match first.or_else(|| deletes.into_iter().next()) {
-                Some(op) => Due::Now(vec![op]),
+            (_, deletes) if !deletes.is_empty() && !self.are_deletes_refused => Due::Now(deletes),
+            (_, deletes) => match puts.first().or(deletes.first()).map(|first| self.whole(first.key())) {
+                Some(whole) => {
+                    let tried = if puts.is_empty() { &deletes } else { &puts };
+                    Due::Now(tried.iter().filter(|op| self.whole(op.key()) == whole).cloned().collect())
+                }
                 None => self.next_retry(&waiting).map_or(Due::Nothing, Due::At),
             },
         }
     }
 
-    /// Takes note that writes were refused together; tells whether one is set aside that was not before.
+    /// Parts what waits to be tried again from what does not. Of what is written together, all or nothing waits.
+    fn part(&self, ops: Vec<Op>, now: Instant) -> (Vec<Op>, Vec<Op>) {
+        if self.set_aside.is_empty() {
+            return (Vec::new(), ops);
+        }
+        let ready = ops.iter().filter(|op| !self.is_waiting(op, now));
+        let ready: BTreeSet<String> = ready.map(|op| self.whole(op.key()).to_owned()).collect();
+        ops.into_iter().partition(|op| !ready.contains(self.whole(op.key())))
+    }
+
+    /// What a key is written together with: its folder, or itself alone.
+    fn whole<'k>(&self, key: &'k str) -> &'k str {
+        match key.rsplit_once('/') {
+            Some((folder, _)) if self.wholes.iter().any(|range| range.contains(key)) => folder,
+            _ => key,
+        }
+    }
+
+    /// Takes note that writes were refused together; tells whether one is set aside that was not before, or a folder.
     pub fn refused(&mut self, ops: &[Op], error: StoreError, now: Instant) -> bool {
-        let [op] = ops else {
+        let is_whole = ops.iter().map(|op| self.whole(op.key())).all_equal();
+        if !is_whole || ops.is_empty() {
             self.are_deletes_refused |= ops.iter().all(|op| matches!(op, Op::Delete { .. }));
             self.suspects.extend(ops.iter().map(|op| op.key().to_owned()));
             return false;
-        };
-        self.suspects.remove(op.key());
-        let known = self.set_aside.remove(op.key());
-        let is_new = known.is_none();
-        let mut backoff =
-            known.map_or_else(|| Backoff::new(RETRY_DELAYS.0, RETRY_DELAYS.1), |known| known.backoff);
-        let retry_at = now + backoff.next_delay();
-        let set_aside = SetAside { op: op.clone(), error, retry_at, backoff };
-        self.set_aside.insert(op.key().to_owned(), set_aside);
+        }
+        let (error, mut is_new, mut delay) = (Arc::new(error), false, None);
+        for op in ops {
+            self.suspects.remove(op.key());
+            let known = self.set_aside.remove(op.key());
+            is_new |= known.is_none();
+            let mut backoff =
+                known.map_or_else(|| Backoff::new(RETRY_DELAYS.0, RETRY_DELAYS.1), |known| known.backoff);
+            let own_delay = backoff.next_delay();
+            let retry_at = now + *delay.get_or_insert(own_delay);
+            let (op, error) = (op.clone(), error.clone());
+            self.set_aside.insert(op.key().to_owned(), SetAside { op, error, retry_at, backoff });
+        }
         is_new
     }
 
@@ -174,6 +208,28 @@ mod tests {
         };
         assert!(retry_at >= now + RETRY_DELAYS.0);
         assert_eq!(refusals.choose(vec![all[1].clone(), put("e", "1")], now), Due::Now(vec![put("e", "1")]));
+    }
+
+    #[test]
+    fn what_is_written_together_is_tried_and_set_aside_together() {
+        let (host, port) =
+            (put("/containers/web/80/host", "10.0.0.5"), put("/containers/web/80/port", "8080"));
+        let all = [host.clone(), put("a", "bad"), port.clone(), put("/containers/web/81/host", "10.0.0.5")];
+        let with_wholes = || Refusals::with_wholes(vec![KeyRange::folder("/containers/".to_owned())]);
+        let now = Instant::now();
+        let has = |commit: &Vec<Op>, op: &Op| commit.contains(op);
+        for bad in [&all[1], &port] {
+            let mut refusals = with_wholes();
+            let commits = try_all(&mut refusals, &all, bad, now);
+            assert!(commits.iter().all(|commit| has(commit, &host) == has(commit, &port)), "{commits:?}");
+            let expected = if *bad == port { 2 } else { 1 };
+            assert_eq!(refusals.set_aside().len(), expected);
+        }
+        let mut refusals = with_wholes();
+        refusals.refused(&[host, port.clone()], too_large(), now);
+        let moved = put("/containers/web/80/host", "10.0.0.6");
+        let called_for = vec![moved, port];
+        assert_eq!(refusals.choose(called_for.clone(), now), Due::Now(called_for), "the host is another one");
     }
 
     #[test]
