@@ -129,9 +129,21 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &PathAndQuery) -> Res
     }
 }
 
-/// Whether an address is this host's own: only such a one can be bound.
+/// Whether an address is this host's own: only such a one can be bound, unless the host lets any (`ip_nonlocal_bind`, as
+/// those do that share an address by VRRP).
 fn is_local(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
+    if UdpSocket::bind((ip, 0)).is_err() {
+        return false;
+    }
+    // Nothing is sent. A host's own addresses are mostly reached from themselves; of a second one the list knows.
+    let any = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let source = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    let is_an_interfaces =
+        || if_addrs::get_if_addrs().is_ok_and(|found| found.iter().any(|one| one.ip() == ip));
+    source.is_ok_and(|source| source.ip() == ip) || is_an_interfaces()
 }
 
 /// Whether an address is on a network of this host's.
