@@ -94,7 +94,12 @@ impl Checks {
 
     /// Takes in what is requested.
     pub fn request(&mut self, update: Update<TargetId, CheckRequest>) {
-        self.requests.apply(update);
+        for change in self.requests.apply(update).changes {
+            // Whoever asks under ever new names is not remembered under all of them.
+            if change.after.is_none() && !self.checkers.contains_key(&change.key) {
+                self.verdicts.forget(&change.key);
+            }
+        }
     }
 
     /// Takes a verdict in that this node has given before.
@@ -111,7 +116,12 @@ impl Checks {
         candidates: &Candidates,
     ) {
         let found = rules.map(|(target, rule)| (target, policy::checkers(rule, candidates, &self.allow)));
-        self.checkers = found.filter(|(_, checkers)| !checkers.is_empty()).collect();
+        let found = found.filter(|(_, checkers)| !checkers.is_empty()).collect();
+        for target in std::mem::replace(&mut self.checkers, found).keys() {
+            if !self.checkers.contains_key(target) && self.requests.get(target).is_none() {
+                self.verdicts.forget(target);
+            }
+        }
     }
 
     /// Forgets the verdicts of containers that do not run any more.
@@ -237,7 +247,58 @@ fn fitting(mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
 
 #[cfg(test)]
 mod tests {
+    use rollcall_shared::{
+        model::selector::Selector,
+        reflector::{Held, Item},
+        store::Revision,
+    };
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::{
+        docker::testing::ScriptedEngine, inventory::container::testing::container, signals::policy::Candidate,
+    };
+
+    #[tokio::test]
+    async fn a_verdict_on_a_target_that_is_neither_known_nor_asked_for_any_more_is_forgotten() {
+        let proxy = container("proxy");
+        let checker = proxy.incarnation();
+        let candidate = Candidate { container: Arc::new(proxy), ready_at: Instant::now() };
+        let candidates = Candidates::from([(checker, candidate)]);
+        let mut checks =
+            Checks::new(Arc::new(ScriptedEngine::new("AN:ENGINE")), ExecSettings { commands: vec![] });
+        let target =
+            TargetId { consumer: "c".parse().expect("a name"), target: "t".parse().expect("a name") };
+        let rule = CheckRule {
+            to: Selector::container("proxy".parse().expect("a name")),
+            command: vec!["nginx".to_owned()],
+        };
+        let request = Arc::new(CheckRequest {
+            v: V1,
+            id: 1,
+            command: rule.command.clone(),
+            file: "/c/.a.rollcall-x".to_owned(),
+            dest: "/c/a".to_owned(),
+            timeout_ms: 1,
+            checkers: vec![checker],
+        });
+        let revision = Revision(1);
+        let held = Held { value: request, revision, lease: None };
+        let asked = || Item::Put(target.clone(), held.clone());
+        for is_known in [false, true] {
+            checks.find(is_known.then(|| (target.clone(), &rule)).into_iter(), &candidates);
+            checks.request(Update::Changes { items: vec![asked()], revision });
+            checks.begin(&candidates);
+            assert!(checks.verdicts.last(&target, &checker).is_some(), "it is refused");
+            checks.request(Update::Changes {
+                items: vec![Item::Delete(target.clone(), Revision(2))],
+                revision,
+            });
+            assert_eq!(checks.verdicts.last(&target, &checker).is_some(), is_known);
+        }
+        checks.find([].into_iter(), &candidates);
+        assert!(checks.verdicts.last(&target, &checker).is_none());
+    }
 
     #[test]
     fn verdicts_of_however_many_containers_fit_into_a_value() {

@@ -55,6 +55,11 @@ impl<A: ToRequest> Answers<A> {
         receivers.iter().filter_map(last).collect()
     }
 
+    /// Forgets the answers to a target.
+    pub fn forget(&mut self, target: &TargetId) {
+        self.0.remove(target);
+    }
+
     /// Forgets the answers of containers that do not run any more.
     pub fn retain(&mut self, candidates: &Candidates) {
         if candidates.is_empty() {
