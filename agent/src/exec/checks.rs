@@ -31,7 +31,7 @@ use crate::{
     signals::{acks::Answers, policy::Candidates},
 };
 
-/// How many commands run at once: each costs a process in somebody's container.
+/// How many commands run at once in a container: each costs a process there. One whose commands hang holds up no other.
 const MAX_AT_ONCE: usize = 4;
 
 /// The checks of a node.
@@ -45,7 +45,8 @@ pub struct Checks {
     verdicts: Answers<Verdict>,
     running: JoinSet<(TargetId, Verdict)>,
     in_flight: BTreeSet<(TargetId, Incarnation)>,
-    places: Arc<Semaphore>,
+    /// The places of each run of a container in which something was to be run.
+    places: BTreeMap<Incarnation, Arc<Semaphore>>,
 }
 
 /// Reads the checks that this node is asked for.
@@ -88,7 +89,7 @@ impl Checks {
             verdicts: Answers::default(),
             running: JoinSet::new(),
             in_flight: BTreeSet::new(),
-            places: Arc::new(Semaphore::new(MAX_AT_ONCE)),
+            places: BTreeMap::new(),
         }
     }
 
@@ -124,9 +125,10 @@ impl Checks {
         }
     }
 
-    /// Forgets the verdicts of containers that do not run any more.
+    /// Forgets containers that do not run any more, and their verdicts.
     pub fn retain(&mut self, candidates: &Candidates) {
         self.verdicts.retain(candidates);
+        self.places.retain(|checker, _| candidates.contains_key(checker));
     }
 
     /// Begins the checks that are to be run.
@@ -158,7 +160,9 @@ impl Checks {
                 self.take(target.clone(), verdict(request.id, CheckOutcome::NotRun(reason)));
             }
             Decision::Run(container) => {
-                let (engine, places) = (self.engine.clone(), self.places.clone());
+                let places = self.places.entry(checker);
+                let places = places.or_insert_with(|| Arc::new(Semaphore::new(MAX_AT_ONCE))).clone();
+                let engine = self.engine.clone();
                 let (target, request) = (target.clone(), request.clone());
                 self.in_flight.insert((target.clone(), checker));
                 self.running.spawn(async move {

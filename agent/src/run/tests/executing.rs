@@ -47,8 +47,8 @@ async fn put_consumer(store: &MemoryStore) {
     put(store, keys().format(&Key::Consumer(target().consumer)), codec::encode(&record)).await;
 }
 
-async fn request(store: &MemoryStore, id: u64, command: Vec<String>, checker: &Container) {
-    let request = CheckRequest {
+fn requested(id: u64, command: Vec<String>, checker: &Container) -> CheckRequest {
+    CheckRequest {
         v: V1,
         id,
         command,
@@ -56,7 +56,11 @@ async fn request(store: &MemoryStore, id: u64, command: Vec<String>, checker: &C
         dest: "/c/a.conf".to_owned(),
         timeout_ms: 10_000,
         checkers: vec![checker.incarnation()],
-    };
+    }
+}
+
+async fn request(store: &MemoryStore, id: u64, command: Vec<String>, checker: &Container) {
+    let request = requested(id, command, checker);
     put(store, key(Key::Check), codec::encode(&request)).await;
 }
 
@@ -147,4 +151,30 @@ async fn a_file_that_is_not_seen_a_command_that_hangs_and_a_container_that_dies_
     engine.hide(FILE);
     request(&store, 3, command(), &proxy).await;
     assert_eq!(outcome(&store, 3).await, CheckOutcome::Unseen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_in_which_commands_hang_holds_up_no_other() {
+    let (proxy, other) =
+        (proxy("nginx -t -c"), Container { labels: proxy("nginx -t -c").labels, ..container("other") });
+    let (store, engine, _agent) = start(&proxy).await;
+    engine.put(&other);
+    engine.hang(Call::Exec(proxy.id.clone()));
+    pass(LEASE.refresh).await;
+    let ask = async |name: &str, checker: &Container| {
+        let target = TargetId { target: name.parse().expect("a name"), ..target() };
+        let request = CheckRequest { timeout_ms: 300_000, ..requested(1, command(), checker) };
+        put(
+            &store,
+            keys().format(&Key::Check("h1".parse().expect("a name"), target)),
+            codec::encode(&request),
+        )
+        .await;
+    };
+    for number in 0..20 {
+        ask(&format!("hangs-{number}"), &proxy).await;
+    }
+    ask("works", &other).await;
+    let of = |name: &str| engine.execs().iter().filter(|(container, _)| container == name).count();
+    assert_eq!((of("proxy"), of("other")), (4, 1));
 }
