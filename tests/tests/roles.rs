@@ -73,7 +73,7 @@ fn a_second_run_of_the_script_adds_a_node_and_a_star_gives_all_nodes() -> Result
 fn an_agent_with_a_layout_writes_there_and_in_no_other_folder() -> Result<()> {
     let (mut etcd, docker) = (Etcd::start()?, DockerHost::local()?);
     make_role(&etcd, &["agent", "h1", "--layout", "/containers/"])?;
-    for bad in ["containers", "/", "/a b", "/a,,/b"] {
+    for bad in ["containers", "/", "/a b", "/a,,/b", "/rollcall", "/containers,/rollcall/instances"] {
         let refused = make_role(&etcd, &["agent", "h1", "--layout", bad]).expect_err(bad);
         assert!(refused.to_string().contains("--layout is '"), "{refused}");
     }
