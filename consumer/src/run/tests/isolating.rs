@@ -59,6 +59,42 @@ async fn a_file_that_fails_without_any_instance_and_one_without_the_setting_stay
     assert_eq!(scene.file(), "good\n");
 }
 
+#[tokio::test]
+async fn a_check_that_refuses_every_instance_empties_no_file() {
+    let scene = Scene::new();
+    fs::write(scene.path("file"), "good\n").expect("a file");
+    for number in 1..=3 {
+        scene.put(number).await;
+    }
+    let running = scene.start(&isolating("80..")).await;
+    running.is_not_ready("target web", "the check refuses the new file: sh ended with exit code 1").await;
+    assert_eq!(scene.file(), "good\n");
+}
+
+#[tokio::test]
+async fn an_offender_that_goes_while_the_check_runs_leaves_nobody_else_out() {
+    let scene = Scene::new();
+    let [begun, may_end] = ["begun", "may-end"].map(|name| scene.path(name));
+    for number in [1, 2, 7] {
+        scene.put(number).await;
+    }
+    let script = format!(
+        "grep -q 8007 $0 || exit 0; touch {}; while [ ! -e {} ]; do sleep 0.01; done; exit 1",
+        begun.display(),
+        may_end.display()
+    );
+    let check = format!("check = {:?}", format!("sh -c '{script}' {{file}}"));
+    let running = scene.start(&format!("format = \"citus-workers\"\ncheck_isolates = true\n{check}\n")).await;
+    until(async || begun.exists().then_some(())).await;
+    scene.delete(7).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    fs::write(&may_end, "").expect("a file");
+    scene.file_has("10.0.0.1 8001").await;
+    running.is_ready().await;
+    assert_eq!(scene.file(), "10.0.0.1 8001\n10.0.0.2 8002\n");
+    assert!(!running.condition("target web").contains("leaves out"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_offender_is_found_by_the_program_in_its_container_as_well() {
     let scene = Scene::new();

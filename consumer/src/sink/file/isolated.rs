@@ -45,10 +45,16 @@ impl Isolated {
 
     /// Forgets those that the selection does not have any more as they were.
     pub fn retain(&mut self, selection: &Selection, verdict: &Verdict) {
-        self.0.retain(|id, Offender { instance, .. }| {
-            let rows = selection.rows(&instance.service, verdict);
-            rows.iter().any(|row| row.id == *id && row.instance == *instance)
-        });
+        // All of a service may be left out while offenders are looked for: its rows are gone through once.
+        let mut there = BTreeMap::<ServiceName, BTreeMap<_, _>>::new();
+        for Offender { instance, .. } in self.0.values() {
+            if !there.contains_key(&instance.service) {
+                let rows = selection.rows(&instance.service, verdict).into_iter();
+                let rows = rows.map(|row| (&row.id, &row.instance)).collect();
+                there.insert(instance.service.clone(), rows);
+            }
+        }
+        self.0.retain(|id, Offender { instance, .. }| there[&instance.service].get(id) == Some(&&*instance));
     }
 
     /// The services that have other rows with these left out than with those.

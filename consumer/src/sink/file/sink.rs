@@ -180,22 +180,18 @@ impl FileSink {
         let begun = Instant::now();
         let find = move |worker: &mut Worker| (worker.suspects(&selection, begun), worker.isolated().clone());
         let ((snapshot, rows), before) = self.work(find).await?;
-        let found = self.search(snapshot, &rows, &before, refusal).await;
-        if found.is_err() {
-            self.work(move |worker| worker.isolate(before)).await?;
-        }
-        found
+        self.search(snapshot, &rows, before, refusal).await
     }
 
     async fn search(
         &mut self,
         snapshot: Selection,
         rows: &[Row],
-        before: &Isolated,
+        before: Isolated,
         mut refusal: FileError,
     ) -> Result<Applied, FileError> {
         let (begun, selection) = (Instant::now(), watch::Sender::new(snapshot));
-        let (mut search, mut found, mut tried) = (Search::new(rows.len()), before.clone(), None);
+        let (mut search, mut found, mut tried) = (Search::new(rows.len()), before, None);
         while let Next::Try(out) = search.next() {
             if begun.elapsed() > SEARCH_TIMEOUT {
                 return Err(refusal);
@@ -205,10 +201,7 @@ impl FileSink {
                 isolated.insert(&rows[*place], String::new());
             }
             let selection = selection.subscribe();
-            let make = move |worker: &mut Worker| {
-                worker.isolate(isolated);
-                worker.make(&selection, begun)
-            };
+            let make = move |worker: &mut Worker| worker.make_without(isolated, &selection, begun);
             let made = self.work(make).await??;
             let passed = match &made {
                 // As it was before: it has passed then, or was taken without a check.
@@ -230,9 +223,16 @@ impl FileSink {
             }
         }
         match (search.next(), tried) {
-            (Next::Found(_), Some(Made::Done(applied))) => Ok(applied),
+            (Next::Found(_), Some(Made::Done(applied))) => {
+                self.work(Worker::end_search).await?;
+                Ok(applied)
+            }
             (Next::Found(_), Some(Made::Staged(draft, staged))) => {
-                self.work(move |worker| worker.install(draft, staged)).await?.map(Applied::Written)
+                let install = move |worker: &mut Worker| {
+                    worker.end_search();
+                    worker.install(draft, staged)
+                };
+                self.work(install).await?.map(Applied::Written)
             }
             _ => Err(refusal),
         }

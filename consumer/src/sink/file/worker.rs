@@ -46,6 +46,8 @@ pub(super) struct Worker {
     target: String,
     /// What is left out, as the check refuses it.
     isolated: Isolated,
+    /// What was left out before a search for offenders, until that has ended well.
+    before_search: Option<Isolated>,
     /// The template by which that was found, where there is one.
     template: Template,
     last_generation: Option<Generation>,
@@ -138,6 +140,7 @@ impl Worker {
             matched: (!target.allow_empty).then(|| Matched::open(state_dir, target)),
             target: target.name.to_string(),
             isolated: Isolated::default(),
+            before_search: None,
             template: Template::of(&target.file.content),
             last_generation: None,
             shown: 0,
@@ -148,10 +151,39 @@ impl Worker {
 
     /// Makes the file that the selection calls for, or stages it where it is to be checked.
     pub fn make(&mut self, selection: &watch::Receiver<Selection>, now: Instant) -> Result<Made, FileError> {
-        self.renderer.look_again(now);
+        // A search that has come to nothing, for whatever reason, leaves nothing out.
+        if let Some(before) = self.before_search.take() {
+            self.isolate(before);
+        }
         if self.template.has_changed() {
             self.isolate(Isolated::default());
         }
+        self.make_as_isolated(selection, now)
+    }
+
+    /// The same without these, and no others: as a part of a search for offenders.
+    pub fn make_without(
+        &mut self,
+        isolated: Isolated,
+        selection: &watch::Receiver<Selection>,
+        now: Instant,
+    ) -> Result<Made, FileError> {
+        self.before_search.get_or_insert_with(|| self.isolated.clone());
+        self.isolate(isolated);
+        self.make_as_isolated(selection, now)
+    }
+
+    /// The search for offenders has ended well: what was left out last stays so.
+    pub fn end_search(&mut self) {
+        self.before_search = None;
+    }
+
+    fn make_as_isolated(
+        &mut self,
+        selection: &watch::Receiver<Selection>,
+        now: Instant,
+    ) -> Result<Made, FileError> {
+        self.renderer.look_again(now);
         let Taken { changes, verdict, started, mismatch, kept, step } = self.take(&selection.borrow(), now);
         metrics::gauge!("rollcall_consumer_kept_services", "target" => self.target.clone())
             .set(kept.len() as f64);
@@ -209,7 +241,7 @@ impl Worker {
     }
 
     /// Leaves these out from now on, and no others.
-    pub fn isolate(&mut self, isolated: Isolated) {
+    fn isolate(&mut self, isolated: Isolated) {
         self.renderer.forget(&isolated.services_that_differ(&self.isolated));
         self.isolated = isolated;
     }
@@ -240,7 +272,11 @@ impl Worker {
         changes.leave_out(|row| self.isolated.has(row));
         Taken {
             changes,
-            started: selection.newer_than(self.shown).map(|row| row.instance.started_at).collect(),
+            started: selection
+                .newer_than(self.shown)
+                .filter(|row| !self.isolated.has(row))
+                .map(|row| row.instance.started_at)
+                .collect(),
             mismatch: if never_matched { selection.mismatch() } else { None },
             kept: selection.kept_notes(),
             step: selection.step(),
@@ -456,3 +492,6 @@ pub(super) fn parts(target: &TargetConfig, state_dir: Option<Arc<StateDir>>) -> 
     let files = Files::open(installer, state_dir);
     (renderer.per_service(files.are_many()), files)
 }
+
+#[cfg(test)]
+mod tests;
