@@ -41,9 +41,6 @@ use crate::{
     target::{Target, pacer::Pacer},
 };
 
-/// The buffer of a target's notifications: one for each change, and the target reads them at once.
-const MAX_PENDING_NOTIFICATIONS: usize = 4;
-
 /// The buffer of what targets say to a notifier that they share, which reads it at once.
 const MAX_PENDING_MESSAGES: usize = 16;
 
@@ -295,7 +292,7 @@ impl Targets {
             None => self.share(supervisor, of, name, notify),
         };
         let (orders, ordered) = watch::channel(None);
-        let (notifications, notified) = mpsc::channel(MAX_PENDING_NOTIFICATIONS);
+        let (notifications, notified) = watch::channel(None);
         let part = shared::take_part(of.config.name.clone(), ordered, notifications, messages);
         of.spawn(supervisor, "part in a shared notifier", part);
         NotifierHandle { orders, notifications: notified }
@@ -332,7 +329,7 @@ impl Targets {
     ) -> NotifierHandle {
         let config = &of.config;
         let (orders, ordered) = watch::channel(None);
-        let (notifications, notified) = mpsc::channel(MAX_PENDING_NOTIFICATIONS);
+        let (notifications, notified) = watch::channel(None);
         let part = self.readiness.part(format!("notify {target}"));
         let before = async move {
             if let Some(before) = before {

@@ -385,7 +385,10 @@ fn whole_seconds(time: Duration) -> String {
 
 async fn next_notification(notifier: &mut Option<NotifierHandle>) -> Option<Notification> {
     match notifier {
-        Some(notifier) => notifier.notifications.recv().await,
+        Some(NotifierHandle { notifications, .. }) => {
+            notifications.changed().await.ok()?;
+            notifications.borrow_and_update().clone()
+        }
         None => std::future::pending().await,
     }
 }

@@ -87,6 +87,23 @@ async fn a_command_that_targets_share_runs_once_and_again_by_other_settings_afte
     running.end().await;
 }
 
+#[tokio::test]
+async fn once_many_targets_that_share_a_notifier_are_all_acked() {
+    let scene = Scene::new();
+    scene.put(1).await;
+    let target = |number: usize| {
+        let dest = scene.path(&format!("file-{number}"));
+        format!("[[target]]\nname = \"t{number}\"\ndest = {dest:?}\nformat = \"json\"\nnotify = \"web\"\n")
+    };
+    let targets: String = (1..=8).map(target).collect();
+    let plan = scene.plan("format = \"json\"");
+    let notifier = "[notifier.web]\ncommand = \"true\"\ntimeout = \"1s\"\n";
+    fs::write(scene.path("config.toml"), format!("{targets}{notifier}")).expect("a file");
+    let (mut consumer, targets, _) = scene.open_plan(Plan { targets: scene.configs(), ..plan }).await;
+    consumer.wait = Duration::from_secs(2);
+    consumer.once(&scene.configs(), targets).await.expect("all are acked");
+}
+
 #[test]
 fn a_notifier_that_is_not_there_or_not_used_or_has_a_targets_name_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -6,7 +6,7 @@ use rollcall_shared::{
     model::signal::Incarnation,
     process::{backoff::Backoff, error::one_line, readiness::Part},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::{command::CommandNotifier, pid_file::PidFileNotifier};
 use crate::target::generation::Generation;
@@ -38,8 +38,8 @@ pub struct Notification {
 pub struct NotifierHandle {
     /// Takes the newest change.
     pub orders: watch::Sender<Option<Order>>,
-    /// Tells who has taken it.
-    pub notifications: mpsc::Receiver<Notification>,
+    /// Tells who has taken it: the last word alone counts, and nobody waits until it is heard.
+    pub notifications: watch::Receiver<Option<Notification>>,
 }
 
 /// A way to notify that is done when one attempt succeeds.
@@ -78,7 +78,7 @@ pub struct Notifier {
     /// What is to be notified.
     pub orders: watch::Receiver<Option<Order>>,
     /// Where to tell that it was.
-    pub notifications: mpsc::Sender<Notification>,
+    pub notifications: watch::Sender<Option<Notification>>,
     /// Its condition.
     pub part: Part,
 }
@@ -102,7 +102,7 @@ impl Notifier {
             } else if self.notify(generation).await {
                 let receivers = BTreeSet::new();
                 let notification = Notification { generation, is_complete: true, receivers };
-                if self.notifications.send(notification).await.is_err() {
+                if self.notifications.send(Some(notification)).is_err() {
                     return;
                 }
             }
@@ -161,7 +161,7 @@ mod tests {
         let (command, timeout) = (script.parse().expect("a command"), Duration::from_secs(60));
         let attempt = Attempt::Command(CommandNotifier { command, dest: "/x".into(), timeout });
         let (orders, ordered) = watch::channel(order(1));
-        let (notifications, _notified) = mpsc::channel(4);
+        let (notifications, _notified) = watch::channel(None);
         let part = Readiness::default().part("notify web");
         let notifier = Notifier { target: "web".to_owned(), attempt, orders: ordered, notifications, part };
         let running = tokio::spawn(notifier.run());

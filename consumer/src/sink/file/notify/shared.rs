@@ -55,6 +55,15 @@ impl Combination {
         Some(Order { generation, taken, was_complete })
     }
 
+    /// A target has ended. Where it comes back with the same change, nobody may have told it that this was taken: it is
+    /// ordered anew.
+    fn leave(&mut self, target: &TargetName) {
+        self.orders.remove(target);
+        if let Some((_, covered)) = &mut self.last {
+            covered.remove(target);
+        }
+    }
+
     /// What each target is to hear of a notification of a combined order.
     fn notify(&mut self, notification: &Notification) -> Vec<(TargetName, Notification)> {
         let Notification { generation, is_complete, receivers } = notification;
@@ -79,7 +88,7 @@ impl Combination {
 #[derive(Debug)]
 pub enum Message {
     /// It takes part from now on.
-    Joined(TargetName, mpsc::Sender<Notification>),
+    Joined(TargetName, watch::Sender<Option<Notification>>),
     /// It has a change.
     Ordered(TargetName, Order),
     /// It has ended.
@@ -94,7 +103,7 @@ pub struct SharedNotifier {
     /// Where the combined orders go.
     pub orders: watch::Sender<Option<Order>>,
     /// What the notifier says of them.
-    pub notifications: mpsc::Receiver<Notification>,
+    pub notifications: watch::Receiver<Option<Notification>>,
     /// Asks it to end.
     pub stop: CancellationToken,
 }
@@ -113,18 +122,19 @@ impl SharedNotifier {
                     Some(Message::Joined(target, member)) => drop(members.insert(target, member)),
                     Some(Message::Left(target)) => {
                         members.remove(&target);
-                        combination.orders.remove(&target);
+                        combination.leave(&target);
                     }
                     Some(Message::Ordered(target, order)) => {
                         combination.orders.insert(target, order);
                         order_at.get_or_insert_with(|| Instant::now() + GATHER_DELAY);
                     }
                 },
-                Some(notification) = self.notifications.recv() => {
-                    for (target, notification) in combination.notify(&notification) {
+                Ok(()) = self.notifications.changed() => {
+                    let notification = self.notifications.borrow_and_update().clone();
+                    let heard = notification.map(|notification| combination.notify(&notification));
+                    for (target, notification) in heard.into_iter().flatten() {
                         if let Some(member) = members.get(&target) {
-                            // One that has ended is about to leave.
-                            let _ = member.send(notification).await;
+                            member.send_replace(Some(notification));
                         }
                     }
                 }
@@ -143,7 +153,7 @@ impl SharedNotifier {
 pub async fn take_part(
     target: TargetName,
     mut orders: watch::Receiver<Option<Order>>,
-    notifications: mpsc::Sender<Notification>,
+    notifications: watch::Sender<Option<Notification>>,
     shared: mpsc::Sender<Message>,
 ) {
     // The shared notifier has ended where it cannot be told; the process is about to.
@@ -229,7 +239,52 @@ mod tests {
             next(&mut combination).map(|order| (order.taken, order.was_complete)),
             Some((BTreeSet::from([incarnation(2)]), true))
         );
-        combination.orders.remove(&name("a"));
+        combination.leave(&name("a"));
         assert_eq!(next(&mut combination), None, "one that has gone is no news");
+    }
+
+    #[test]
+    fn a_target_that_comes_back_hears_of_what_was_taken_while_it_was_away() {
+        let mut combination =
+            combined([(name("a"), order(5, &[], false)), (name("b"), order(7, &[], false))]);
+        let first = next(&mut combination).expect("there is news");
+        combination.leave(&name("a"));
+        let receivers = BTreeSet::from([incarnation(1)]);
+        let taken = Notification { generation: first.generation, is_complete: true, receivers };
+        assert_eq!(combination.notify(&taken).len(), 1);
+        combination.orders.insert(name("a"), order(5, &[], false));
+        let second = next(&mut combination).expect("nobody has told it");
+        let heard = combination.notify(&Notification { generation: second.generation, ..taken });
+        assert_eq!(heard.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_is_busy_holds_up_no_other_one() {
+        let (messages, said) = mpsc::channel(16);
+        let (orders, mut ordered) = watch::channel(None);
+        let (notify, notifications) = watch::channel(None);
+        let stop = CancellationToken::new();
+        let shared = SharedNotifier { messages: said, orders, notifications, stop: stop.clone() };
+        let running = tokio::spawn(shared.run());
+        // `a` reads nothing.
+        let (a, _unread) = watch::channel(None);
+        let (b, mut heard) = watch::channel(None);
+        for message in [Message::Joined(name("a"), a), Message::Joined(name("b"), b)] {
+            messages.send(message).await.expect("it runs");
+        }
+        messages.send(Message::Ordered(name("a"), order(1, &[], false))).await.expect("it runs");
+        for generation in 2..20 {
+            let message = Message::Ordered(name("b"), order(generation, &[], false));
+            messages.send(message).await.expect("it runs");
+            ordered.changed().await.expect("it runs");
+            let generation = ordered.borrow_and_update().as_ref().map(|order: &Order| order.generation);
+            let generation = generation.expect("an order");
+            let notification = Notification { generation, is_complete: true, receivers: BTreeSet::new() };
+            notify.send_replace(Some(notification));
+            heard.changed().await.expect("it runs");
+            heard.mark_unchanged();
+        }
+        stop.cancel();
+        running.await.expect("no panic");
     }
 }

@@ -7,7 +7,7 @@ use rollcall_shared::{
     process::{readiness::Part, time::sleep_until},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Duration, Instant},
 };
 
@@ -36,7 +36,7 @@ pub struct SignalNotifier {
     /// What is to be delivered.
     pub orders: watch::Receiver<Option<Order>>,
     /// Where to tell who has taken it.
-    pub notifications: mpsc::Sender<Notification>,
+    pub notifications: watch::Sender<Option<Notification>>,
     /// Its condition.
     pub part: Part,
 }
@@ -66,7 +66,7 @@ impl SignalNotifier {
                 };
                 retry_at = progress.retry_at;
                 if reported.as_ref() != Some(&report) {
-                    if self.notifications.send(report.clone()).await.is_err() {
+                    if self.notifications.send(Some(report.clone())).is_err() {
                         return;
                     }
                     reported = Some(report);
