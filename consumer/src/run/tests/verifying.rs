@@ -131,3 +131,15 @@ async fn a_single_run_fails_where_it_had_to_take_its_file_back() {
     assert!(failed.starts_with("target web: ") && failed.contains("did not succeed within 1s"), "{failed}");
     assert_eq!(scene.file(), "as it was\n");
 }
+
+#[tokio::test]
+async fn what_has_failed_is_not_kept_as_the_good_file_of_the_next_one() {
+    let scene = Scene::new();
+    scene.put(2).await;
+    let running = scene.start(&verified(&scene)).await;
+    running.is_not_ready("target web", "there is no good file to go back to").await;
+    scene.put(3).await;
+    scene.file_has("10.0.0.3 8003").await;
+    running.is_not_ready("target web", "there is no good file to go back to").await;
+    assert!(!scene.path("state/web.good").exists());
+}

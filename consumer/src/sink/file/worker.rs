@@ -391,6 +391,7 @@ impl Worker {
     fn keep_first(&mut self) -> Result<(), FileError> {
         if let Some(good) = self.good.as_mut().filter(|good| good.is_none())
             && let Some(bytes) = self.files.installed()?
+            && good.refusal(&Digest::of(&bytes)).is_none()
         {
             // The state folder reports an error; there is nothing to go back to then.
             let _ = good.keep(&bytes);
@@ -405,21 +406,22 @@ impl Worker {
         good.is_some_and(|(good, digest)| !good.is_known(digest))
     }
 
-    /// Takes what became of verifying the content that is there; a reason says why it failed.
+    /// Takes what became of verifying the content that is there; a reason says why it failed. The state folder reports
+    /// what cannot be remembered.
     ///
     /// # Errors
-    /// It cannot be remembered.
+    /// The file cannot be read.
     pub fn on_verified(&mut self, failure: Option<String>) -> Result<(), FileError> {
         let Some(digest) = self.current.as_ref().and_then(|current| current.digest.clone()) else {
             return Ok(());
         };
         let Some(good) = &mut self.good else { return Ok(()) };
         match failure {
-            Some(reason) => good.refuse(digest, reason)?,
+            Some(reason) => drop(good.refuse(digest, reason)),
             None => {
                 let bytes = self.files.installed()?.filter(|bytes| Digest::of(bytes) == digest);
                 if let Some(bytes) = bytes {
-                    good.keep(&bytes)?;
+                    drop(good.keep(&bytes));
                 }
             }
         }
@@ -433,6 +435,19 @@ impl Worker {
         match &mut self.state {
             Some(state) => Ok(state.remember(acked.unwrap_or_default())?),
             None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Worker {
+    /// A target that has gone holds nothing back.
+    fn drop(&mut self) {
+        for name in [
+            "rollcall_consumer_kept_services",
+            "rollcall_consumer_unmatched",
+            "rollcall_consumer_isolated_instances",
+        ] {
+            metrics::gauge!(name, "target" => self.target.clone()).set(0.0);
         }
     }
 }

@@ -67,13 +67,13 @@ impl LastGood {
         self.known.good.as_ref().filter(|good| **good == Digest::of(&bytes)).map(|_| bytes)
     }
 
-    /// A content is good.
+    /// A content is good. What was bad before may work beside what has changed since: it is no longer refused.
     ///
     /// # Errors
-    /// The operating system's; then there is less to go back to.
+    /// The operating system's; then what was good before is what there is to go back to.
     pub fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.known.good = Some(Digest::of(bytes));
         self.dir.write(&self.bytes_file, |to| to.write_all(bytes))?;
+        (self.known.good, self.known.bad) = (Some(Digest::of(bytes)), None);
         self.write()
     }
 
@@ -120,7 +120,22 @@ mod tests {
         assert_eq!(good.refusal(&Digest::of(b"bad")), Some("because"));
         assert!(good.is_known(&Digest::of(b"good")) && !good.is_known(&Digest::of(b"new")));
         assert!(open(&dir, "y").is_none());
+        let mut good = open(&dir, "x");
+        good.keep(b"better").expect("a folder");
+        assert_eq!(good.refusal(&Digest::of(b"bad")), None, "it may work by now");
+        good.keep(b"good").expect("a folder");
         dir.write("web.good", |to| to.write_all(b"half")).expect("a folder");
         assert_eq!(open(&dir, "x").bytes(), None);
+    }
+
+    #[test]
+    fn a_content_that_cannot_be_kept_leaves_the_one_before_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = testing::state_dir(folder.path());
+        let mut good = open(&dir, "x");
+        good.keep(b"good").expect("a folder");
+        good.bytes_file = "x".repeat(300);
+        good.keep(b"better").expect_err("no file has such a name");
+        assert!(good.is_known(&Digest::of(b"good")) && !good.is_known(&Digest::of(b"better")));
     }
 }
