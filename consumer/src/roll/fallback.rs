@@ -100,6 +100,11 @@ impl Fallback {
         self.services.get(service).into_iter().flat_map(Reserve::shown)
     }
 
+    /// How many those are.
+    pub fn len(&self, service: &ServiceName) -> usize {
+        self.services.get(service).map_or(0, |reserve| reserve.shown().len())
+    }
+
     /// The step with which that changed last.
     pub fn step(&self, service: &ServiceName) -> u64 {
         self.services.get(service).map_or(0, |reserve| reserve.step)

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Remembered, Roll, RollUpdate, Selection, Shifts};
+use super::{Remembered, Roll, RollUpdate, Select, Selection, Shifts};
 use crate::{config::TargetConfig, sink::file::render::Content, state_dir::StateDir};
 
 /// How soon after a change the roll is remembered, and how much longer than the last save took it waits at least: a save
@@ -218,7 +218,10 @@ impl Follower {
         let selects: Vec<_> =
             self.selections.iter().map(|(_, selection)| selection.borrow().select().clone()).collect();
         let is_shown = |id: &InstanceId, instance: &Instance| {
-            selects.iter().any(|select| select.endpoint(id, instance).is_some())
+            let shows = |select: &Arc<Select>| {
+                select.endpoint(id, instance).is_some() || select.stand_in(id, instance).is_some()
+            };
+            selects.iter().any(shows)
         };
         let mut remembered = self.roll.remember(is_shown);
         let now = Instant::now();

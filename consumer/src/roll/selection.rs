@@ -202,6 +202,9 @@ impl Selection {
             }
         }
         if self.fallback.shift(&self.select, shift, self.step) {
+            // It is what was looked for, though it fails: the file has it.
+            let stands_in = |instance: &Arc<Instance>| self.select.stand_in(id, instance).is_some();
+            self.has_matched = self.has_matched || after.as_ref().is_some_and(stands_in);
             let mut services = [before, after].into_iter().flatten().map(|instance| &instance.service);
             if services.any(|service| !self.groups.contains_key(service)) {
                 has_changed = true;
@@ -249,7 +252,7 @@ impl Selection {
                 self.lost_step = self.step;
             }
         }
-        let kept = self.kept().map(|service| self.fallback.rows(service).count()).sum::<usize>();
+        let kept = self.kept().map(|service| self.fallback.len(service)).sum::<usize>();
         self.guard.measure_total(self.len + kept, now);
     }
 

@@ -233,3 +233,35 @@ async fn a_service_of_which_none_passes_stays_in_the_file_and_readyz_says_so_unt
     scene.delete(1).await;
     until(async || scene.file().is_empty().then_some(())).await;
 }
+
+/// Registers an instance that fails.
+async fn put_failing(scene: &Scene, number: usize) {
+    let failing = Instance { status: Status::Failing, ..testing::instance(number, "web") };
+    scene.commit(&[Op::Put { key: testing::key(number), value: codec::encode(&failing) }]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_stand_in_are_remembered_over_a_restart_as_well() {
+    let scene = Scene::new();
+    let empty = scene.store.backup();
+    scene.node("h1", 1).await;
+    put_failing(&scene, 1).await;
+    let running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.1 8001").await;
+    pass().await;
+    running.end().await;
+    scene.store.restore(empty);
+    let running = scene.start("format = \"citus-workers\"").await;
+    running.is_not_ready("retention", "the store went back: 1 instances are kept").await;
+    assert_eq!(scene.file(), "10.0.0.1 8001\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_stand_in_from_the_start_on_have_matched() {
+    let scene = Scene::new();
+    fs::write(scene.path("file"), "old\n").expect("a file");
+    put_failing(&scene, 1).await;
+    let running = scene.start("format = \"citus-workers\"").await;
+    scene.file_has("10.0.0.1 8001").await;
+    running.is_ready().await;
+}

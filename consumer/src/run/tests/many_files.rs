@@ -125,3 +125,18 @@ fn a_pattern_that_cannot_work_is_refused() {
         assert!(error.ends_with(expected), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_selection_that_has_never_matched_empties_none_of_many_files() {
+    let scene = Scene::new();
+    scene.commit(&[testing::put(1, "a"), testing::put(2, "b")]).await;
+    let running = scene.start_many("format = \"citus-workers\"\n").await;
+    scene.sites_are(&[("a.conf", A), ("b.conf", B)]).await;
+    running.is_ready().await;
+    running.end().await;
+    // Services that are named have files also while they have no instance.
+    let misspelled = "format = \"citus-workers\"\nselect = { service = [\"a\", \"b\"], labels = \"rloe\" }\n";
+    let running = scene.start_many(misspelled).await;
+    running.is_not_ready("target web", "nothing has matched yet").await;
+    scene.sites_are(&[("a.conf", A), ("b.conf", B)]).await;
+}

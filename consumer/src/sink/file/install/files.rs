@@ -161,14 +161,25 @@ impl Files {
         Ok(batch)
     }
 
-    /// Whether something would be lost that is there: the one file's content, or all of many files.
+    /// Whether something would be lost that is there: the one file's content, or that of one of many that are ours.
     ///
     /// # Errors
     /// A file that is there and cannot be read.
     pub fn loses_content(&self, contents: &Contents) -> Result<bool, InstallError> {
         match contents {
             Contents::One(bytes) => self.installer.loses_content(bytes),
-            Contents::Each(all) => Ok(all.is_empty() && self.ours().next().is_some()),
+            Contents::Each(_) => {
+                let each = self.each(contents).into_iter();
+                let each: BTreeMap<PathBuf, &[u8]> =
+                    each.map(|(installer, bytes)| (installer.dest, bytes)).collect();
+                for installer in self.ours() {
+                    let bytes = each.get(&installer.dest).copied().unwrap_or_default();
+                    if installer.loses_content(bytes)? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
         }
     }
 
