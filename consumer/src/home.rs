@@ -46,11 +46,12 @@ fn container_of(mountinfo: &str, cgroup: &str) -> Option<ContainerId> {
     cgroup.lines().filter_map(id_in).chain(mounted).next()
 }
 
-/// The full ID that is a part of a path, such as `docker-<ID>.scope` or `<ID>`.
+/// The full ID that is a part of a path, such as `docker-<ID>.scope` or `<ID>`. Of several, the last: an engine that runs
+/// in a container itself, or has its folder in a volume without a name, has that one's before it.
 fn id_in(path: &str) -> Option<ContainerId> {
     /// The length of a full ID.
     const LENGTH: usize = 64;
-    let part = path.split(['/', '-', '.']).find(|part| {
+    let part = path.split(['/', '-', '.']).rfind(|part| {
         part.len() == LENGTH && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     });
     part?.parse().ok()
@@ -71,12 +72,17 @@ mod tests {
         let v1 = format!("12:cpu:/docker/{own}\n");
         let v2 = format!("0::/system.slice/docker-{own}.scope\n");
         let shared = mount(&format!("/var/lib/docker/containers/{other}/hosts"), "/etc/hosts");
+        let nested = format!("/var/lib/docker/volumes/{other}/_data/containers/{own}/hostname");
+        let nested = mount(&nested, "/etc/hostname");
+        let nested_v1 = format!("12:cpu:/docker/{other}/docker/{own}\n");
         for (mountinfo, cgroup, is_found) in [
             (hosts.as_str(), "0::/\n", true),
             (&podman, "0::/\n", true),
             ("", &v1, true),
             ("", &v2, true),
             (&shared, &v2, true),
+            (&nested, "0::/\n", true),
+            ("", &nested_v1, true),
             (&elsewhere, "0::/user.slice\n", false),
             ("", "", false),
         ] {

@@ -145,6 +145,11 @@ impl Files {
         let mut batch = Batch::default();
         for (installer, bytes) in self.each(contents) {
             let name = name_of(&installer.dest);
+            if self.are_many() && !installer.fits() {
+                let start: String = name.chars().take(40).collect();
+                batch.left.push(format!("leaves out the file {start}..., whose name is too long"));
+                continue;
+            }
             let is_others = self.manifest.as_ref().is_some_and(|manifest| !manifest.names.contains(&name))
                 && installer.installed()?.is_some_and(|found| found != bytes);
             if is_others {
@@ -378,6 +383,20 @@ mod tests {
         assert_eq!(put(&mut files, &[("web", "1")]), [""; 0]);
         put(&mut files, &[]);
         assert_eq!(names(dir.path()), ["s-default.conf"]);
+    }
+
+    #[test]
+    fn a_service_whose_files_name_would_be_too_long_is_left_out_alone() {
+        let (dir, state) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let mut files = open(dir.path(), &testing::state_dir(state.path()));
+        for length in [220, 250] {
+            let long = "x".repeat(length);
+            let left = put(&mut files, &[("a", "1"), (&long, "2")]);
+            let is_there = dir.path().join(format!("s-{long}.conf")).exists();
+            assert_eq!(left.len(), usize::from(!is_there), "{left:?}");
+            assert_eq!(is_there, length == 220);
+        }
+        assert_eq!(names(dir.path()), ["s-a.conf"]);
     }
 
     #[test]

@@ -155,6 +155,16 @@ impl Installer {
         }
     }
 
+    /// Whether the names of the file and of what is staged for it are short enough.
+    pub fn fits(&self) -> bool {
+        /// What a name may have in bytes on Linux (limits.h(0P), NAME_MAX).
+        const MAX_NAME_BYTES: usize = 255;
+        /// What tempfile puts into a name.
+        const RANDOM_BYTES: usize = 6;
+        let staged = staged_prefix(&self.dest).len() + RANDOM_BYTES + staged_suffix(&self.dest).len();
+        staged <= MAX_NAME_BYTES
+    }
+
     /// The bytes that are installed, if any are.
     ///
     /// # Errors
