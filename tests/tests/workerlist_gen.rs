@@ -104,7 +104,7 @@ fn a_master_that_is_not_there_and_a_start_that_cannot_work_are_told_in_one_line(
     let volume = format!("{socket}:/tmp/docker.sock");
     let opens = format!("--group-add {group} in a container), or to be root (--user 0)");
     for (options, expected) in [
-        (vec![], "there is no socket /var/run/docker.sock or /tmp/docker.sock"),
+        (vec![], "there is no socket /var/run/docker.sock or /run/docker.sock or /tmp/docker.sock"),
         (vec!["--user", "65532:65532", "-v", &volume, "-e", "CITUS_CONFDIR=/tmp"], opens.as_str()),
     ] {
         let config = host.run(&[&options[..], &["-e", "ROLLCALL_WAIT=1s", consumer]].concat())?;
