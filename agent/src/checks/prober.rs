@@ -8,10 +8,14 @@ use std::{
 };
 
 use rollcall_shared::{
-    model::signal::Incarnation,
+    model::{name::ContainerName, signal::Incarnation},
     process::{error::one_line, time::sleep_until},
 };
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 
 use super::{
     CheckId, Definition, Definitions, Health, Verdicts,
@@ -65,6 +69,36 @@ struct Answer {
     outcome: Result<(), ProbeError>,
 }
 
+/// What an answer says.
+struct Heard {
+    id: CheckId,
+    container: ContainerName,
+    outcome: Result<(), ProbeError>,
+    took: Duration,
+    /// Whether nothing was known before.
+    is_first: bool,
+    news: Option<News>,
+}
+
+impl Heard {
+    /// Counts it, and logs what is new.
+    fn log(&self) {
+        let Self { id, container, outcome, took, is_first: _, news } = self;
+        let result = if outcome.is_ok() { "passed" } else { "failed" };
+        metrics::counter!("rollcall_agent_probes_total", "result" => result).increment(1);
+        metrics::histogram!("rollcall_agent_probe_duration_seconds").record(*took);
+        let Some(news) = news else { return };
+        let reason = outcome.as_ref().err().map(|error| one_line(error)).unwrap_or_default();
+        match news {
+            News::Passes => tracing::info!(%container, port = %id.port, "its check passes"),
+            News::Fails => tracing::warn!(%container, port = %id.port, reason, "its check fails"),
+            News::IsLate => {
+                tracing::warn!(%container, port = %id.port, reason, "its check has not passed yet");
+            }
+        }
+    }
+}
+
 /// Describes the metrics of checks.
 pub fn describe_metrics() {
     metrics::describe_gauge!("rollcall_agent_checks", "Checked ports of this host's containers, by health");
@@ -104,9 +138,7 @@ impl Prober {
                 // Every branch is cancel safe: a channel, a set of tasks and a timer.
                 biased;
                 Ok(()) = self.definitions.changed() => self.on_definitions(Instant::now()),
-                Some(answer) = self.probing.join_next() => {
-                    self.on_answer(answer.expect("a probe does not panic and is not aborted")).await;
-                }
+                Some(answer) = self.probing.join_next() => self.on_answers(answer).await,
                 () = sleep_until(wake_at) => {}
             }
         }
@@ -166,44 +198,47 @@ impl Prober {
         self.publish();
     }
 
-    async fn on_answer(&mut self, Answer { id, asked_at, outcome }: Answer) {
+    /// Takes the answer of this probe and of whichever have ended as well: what comes together is published together.
+    async fn on_answers(&mut self, first: Result<Answer, JoinError>) {
+        let (mut ended, mut heard, mut is_news) = (Some(first), Vec::new(), false);
+        while let Some(answer) = ended {
+            let answer = answer.expect("a probe does not panic and is not aborted");
+            if let Some(one) = self.on_answer(answer, Instant::now()) {
+                is_news |= one.is_first || one.news.is_some();
+                heard.push(one);
+            }
+            ended = self.probing.try_join_next();
+        }
+        if is_news {
+            self.publish();
+            // Whoever waits for the verdicts goes first.
+            tokio::task::yield_now().await;
+        }
+        heard.iter().for_each(Heard::log);
+    }
+
+    /// Takes an answer; gives what it says, if it says something.
+    fn on_answer(&mut self, Answer { id, asked_at, outcome }: Answer, now: Instant) -> Option<Heard> {
         if let Some(in_flight) = self.in_flight.get_mut(&id.run) {
             *in_flight -= 1;
             if *in_flight == 0 {
                 self.in_flight.remove(&id.run);
             }
         }
-        let now = Instant::now();
-        let (result, took) = (if outcome.is_ok() { "passed" } else { "failed" }, now - asked_at);
-        let Some(check) = self.checks.get_mut(&id) else { return };
+        let check = self.checks.get_mut(&id)?;
         // What a container did that was paused or told to stop meanwhile says nothing.
         if check.definition.is_suspended {
-            return;
+            return None;
         }
         let Check { definition: Definition { container, spec, .. }, monitor, was_asked, due_at } = check;
         let is_first = !std::mem::replace(was_asked, true);
         let news = monitor.take(outcome.is_ok(), spec, now);
         let next = monitor.delay(spec, now).map(|delay| asked_at + jittered(delay));
+        let heard = Heard { id, container: container.clone(), outcome, took: now - asked_at, is_first, news };
         // It is due already where its definition has changed meanwhile.
-        let (next, container) = (due_at.or(next), container.clone());
+        let next = due_at.or(next);
         self.schedule(id, next);
-        if news.is_some() || is_first {
-            self.publish();
-        }
-        if let Some(news) = news {
-            // Whoever waits for the verdict goes first.
-            tokio::task::yield_now().await;
-            let reason = outcome.err().map(|error| one_line(&error)).unwrap_or_default();
-            match news {
-                News::Passes => tracing::info!(%container, port = %id.port, "its check passes"),
-                News::Fails => tracing::warn!(%container, port = %id.port, reason, "its check fails"),
-                News::IsLate => {
-                    tracing::warn!(%container, port = %id.port, reason, "its check has not passed yet");
-                }
-            }
-        }
-        metrics::counter!("rollcall_agent_probes_total", "result" => result).increment(1);
-        metrics::histogram!("rollcall_agent_probe_duration_seconds").record(took);
+        Some(heard)
     }
 
     /// Sets when a check is due.

@@ -222,3 +222,24 @@ async fn the_registration_is_ready_once_every_port_was_asked_or_has_had_time_to_
     pass(Duration::from_secs(2)).await;
     assert_eq!(agent.condition(registration::PART), Condition::Ready);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_checks_of_many_containers_find_at_once_is_written_at_once() {
+    let (store, engine, ports) = (MemoryStore::new(), engine(), ScriptedPorts::default());
+    for number in 2..202 {
+        let named = container(&format!("web-{number}"));
+        let mut web = checked(&[("rollcall.check", "tcp")]);
+        (web.id, web.short_id, web.name) = (named.id, named.short_id, named.name);
+        let ip = std::net::Ipv4Addr::new(172, 17, 0, number);
+        web.networks.values_mut().for_each(|addresses| addresses.v4 = Some(ip));
+        ports.set(&format!("{ip}:80"), Answers::Well);
+        engine.put(&web);
+    }
+    let _agent = start(&store, &engine, &ports, Ready::None);
+    pass(Duration::from_secs(5)).await;
+    let instances = registered_instances(&store).await;
+    assert_eq!(instances.iter().filter(|found| found.status == Status::Passing).count(), 200);
+    let entries = entries(&store, &self::instances()).await;
+    let commits: std::collections::BTreeSet<_> = entries.iter().map(|entry| entry.revision).collect();
+    assert!(commits.len() <= 10, "{} commits", commits.len());
+}
