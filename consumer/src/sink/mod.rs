@@ -47,6 +47,8 @@ pub enum Applied {
         until: Option<Instant>,
         /// Why, on one line.
         reason: String,
+        /// The change that is there from an earlier run and that not everybody has taken yet, and who has.
+        due: Option<(Generation, Acked)>,
     },
     /// It was like that already.
     Unchanged(Content),

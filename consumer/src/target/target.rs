@@ -241,7 +241,10 @@ impl Target {
         self.reconcile_at = None;
         self.selection.mark_unchanged();
         match self.sink.apply(&self.selection).await {
-            Ok(Applied::Held { until, reason }) => {
+            Ok(Applied::Held { until, reason, due }) => {
+                if let Some((generation, acked)) = due {
+                    self.order(generation, acked).await;
+                }
                 self.again = until;
                 self.reconcile_at = Some(Instant::now() + self.reconcile);
                 let reason = match until {
@@ -292,17 +295,7 @@ impl Target {
         if self.notifier.is_some() {
             let room = MAX_STARTED - self.started.len();
             self.started.extend(started.into_iter().take(room));
-            if self.current.as_ref().is_none_or(|current| current.generation != generation) {
-                let acked = acked.unwrap_or_default();
-                let order =
-                    Order { generation, taken: acked.receivers.clone(), was_complete: acked.is_complete };
-                self.current = Some(Current { generation, acked });
-                if let Some(notifier) = &self.notifier {
-                    notifier.orders.send_replace(Some(order));
-                }
-                // Unblock the notifier first; log and count afterwards.
-                tokio::task::yield_now().await;
-            }
+            self.order(generation, acked.unwrap_or_default()).await;
         }
         self.count("rollcall_consumer_renders_total");
         metrics::gauge!("rollcall_consumer_instances", "target" => self.name.to_string())
@@ -315,6 +308,19 @@ impl Target {
         if self.notifier.is_none() || self.is_acked() {
             self.verify().await;
         }
+    }
+
+    /// Has a change notified, unless that was ordered before.
+    async fn order(&mut self, generation: Generation, acked: Acked) {
+        let Some(notifier) = &self.notifier else { return };
+        if self.current.as_ref().is_some_and(|current| current.generation == generation) {
+            return;
+        }
+        let order = Order { generation, taken: acked.receivers.clone(), was_complete: acked.is_complete };
+        notifier.orders.send_replace(Some(order));
+        self.current = Some(Current { generation, acked });
+        // Unblock the notifier first; log and count afterwards.
+        tokio::task::yield_now().await;
     }
 
     /// Has what everybody has taken verified; where it does not work, what was verified last is put back and notified.

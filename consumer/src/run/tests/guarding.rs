@@ -265,3 +265,30 @@ async fn those_that_stand_in_from_the_start_on_have_matched() {
     scene.file_has("10.0.0.1 8001").await;
     running.is_ready().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_after_a_restart_is_notified_if_it_was_not() {
+    let scene = Scene::new();
+    for number in 1..=3 {
+        scene.put(number).await;
+    }
+    scene.receivers("h1", &[(1, None)]).await;
+    let held =
+        format!("format = \"citus-workers\"\nguard = {{ min_instances = 3, hold = \"forever\" }}\n{SIGNAL}");
+    let running = scene.start(&held).await;
+    scene.request_after("h1", None).await;
+    pass().await;
+    running.end().await;
+    // What the first run has requested is not to be taken for the second one's.
+    let key = testing::keys().format(&Key::Signal(name("h1"), target_id()));
+    scene.commit(&[Op::Delete { key }]).await;
+    scene.delete(3).await;
+    let running = scene.start(&held).await;
+    running.is_not_ready("target web", "fewer than guard.min_instances").await;
+    let request = scene.request_after("h1", None).await;
+    assert_eq!(scene.file().lines().count(), 3);
+    scene.ack("h1", &request, None).await;
+    scene.no_request("h1").await;
+    pass().await;
+    assert_eq!(scene.request("h1").await, None, "it is notified once");
+}

@@ -191,7 +191,7 @@ impl Worker {
         if let Some(Hold { until, reason }) = verdict.floor {
             let was_changed = self.current.as_ref().is_some_and(|current| current.stamps != found);
             let reason = if was_changed { format!("{reason}; {CHANGED}") } else { reason };
-            return Ok(Made::Done(Applied::Held { until, reason }));
+            return Ok(Made::Done(Applied::Held { until, reason, due: self.due() }));
         }
         // Away until the new file is there: what fails is tried from the start.
         let current = self.current.take();
@@ -210,7 +210,8 @@ impl Worker {
         metrics::gauge!("rollcall_consumer_unmatched", "target" => self.target.clone())
             .set(f64::from(u8::from(is_held)));
         if let Some(reason) = mismatch.filter(|_| is_held) {
-            return Ok(Made::Done(Applied::Held { until: None, reason: notes::unmatched(&reason) }));
+            let (reason, due) = (notes::unmatched(&reason), self.due());
+            return Ok(Made::Done(Applied::Held { until: None, reason, due }));
         }
         let (contents, refusal) = self.last_good(contents)?;
         let mut draft = Draft {
@@ -326,6 +327,31 @@ impl Worker {
         self.last_generation = self.last_generation.max(Some(generation));
         let acked = self.state.as_ref().and_then(|state| state.acked(generation)).cloned();
         self.content(draft, generation, acked, stamps)
+    }
+
+    /// What an earlier run has installed and not everybody has taken, unless this one has made a change already: while
+    /// the file stays as it is, its reader is to have it.
+    fn due(&mut self) -> Option<(Generation, Acked)> {
+        if self.last_generation.is_some() {
+            return None;
+        }
+        let state = self.state.as_mut()?;
+        let AppliedContent { generation, sha256 } = state.applied()?.clone();
+        let acked = state.acked(generation).cloned().unwrap_or_default();
+        let installed = if self.files.are_many() { None } else { self.files.installed().ok().flatten() };
+        // A crash may have come before it was remembered.
+        let other = installed.map(|bytes| Digest::of(&bytes)).filter(|digest| *digest != sha256);
+        let (generation, acked) = match other {
+            Some(sha256) => {
+                let generation = Generation::after(Some(generation), Timestamp::now());
+                state.on_applied(AppliedContent { generation, sha256 });
+                (generation, Acked::default())
+            }
+            None if acked.is_complete => return None,
+            None => (generation, acked),
+        };
+        self.last_generation = Some(generation);
+        Some((generation, acked))
     }
 
     fn next_generation(&mut self, draft: &Draft) -> Generation {
