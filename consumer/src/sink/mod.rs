@@ -28,11 +28,11 @@ pub trait Sink: Send + std::fmt::Debug + 'static {
         Ok(())
     }
 
-    /// Remembers over restarts which generation was acked, and by which receivers.
+    /// Remembers over restarts which generation was acked, and by which receivers. It may have another one by now.
     ///
     /// # Errors
     /// What could not be remembered is notified again after a restart.
-    async fn remember(&mut self, acked: Option<Acked>) -> Result<(), SinkError>;
+    async fn remember(&mut self, acked: Option<(Generation, Acked)>) -> Result<(), SinkError>;
 }
 
 /// Why a sink could not do what was asked.

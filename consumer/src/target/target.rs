@@ -373,7 +373,7 @@ impl Target {
 
     async fn remember(&mut self) {
         self.remember_at = None;
-        let acked = self.current.as_ref().map(|current| current.acked.clone());
+        let acked = self.current.as_ref().map(|current| (current.generation, current.acked.clone()));
         if self.sink.remember(acked).await.is_err() {
             // The state folder reports why.
             self.remember_at = Some(Instant::now() + REMEMBER_RETRY_DELAY);
@@ -424,7 +424,7 @@ mod tests {
             Err("the check refuses the new file".into())
         }
 
-        async fn remember(&mut self, _: Option<Acked>) -> Result<(), SinkError> {
+        async fn remember(&mut self, _: Option<(Generation, Acked)>) -> Result<(), SinkError> {
             Ok(())
         }
     }

@@ -143,3 +143,23 @@ async fn what_has_failed_is_not_kept_as_the_good_file_of_the_next_one() {
     running.is_not_ready("target web", "there is no good file to go back to").await;
     assert!(!scene.path("state/web.good").exists());
 }
+
+#[tokio::test]
+async fn what_does_not_work_is_taken_back_also_while_the_file_is_held() {
+    let scene = Scene::new();
+    for number in 1u16..=3 {
+        works(&scene, 8000 + number);
+        scene.put(usize::from(number)).await;
+    }
+    let guarded = verified(&scene) + "guard = { min_instances = 3, hold = \"forever\" }\n";
+    let running = scene.start(&guarded).await;
+    until(async || scene.path("state/web.good").exists().then_some(())).await;
+    let good = scene.file();
+    scene.put(4).await;
+    scene.file_has("10.0.0.4 8004").await;
+    // While that is verified.
+    scene.commit(&[2, 3].map(|number| Op::Delete { key: testing::key(number) })).await;
+    until(async || (scene.file() == good).then_some(())).await;
+    running.is_not_ready("target web", "fewer than guard.min_instances").await;
+    assert_eq!(scene.file(), good);
+}

@@ -3,6 +3,9 @@
 /// What is said of a file that is not as it was left, while it stays.
 pub const CHANGED: &str = "someone else changed the file meanwhile";
 
+/// What is said of a file that takes the place of one that has failed.
+pub const BACK: &str = "the last good file is back";
+
 /// What is said where host names stay that do not resolve.
 pub const KEPT: &str = "no host name resolves here: kept as they were";
 

@@ -31,7 +31,7 @@ use crate::{
     roll::{Row, Selection},
     sink::{Applied, Sink, SinkError},
     state_dir::StateDir,
-    target::state::Acked,
+    target::{generation::Generation, state::Acked},
 };
 
 /// How long rendering or installing may take before the target says that it waits for them. They go on: a file system
@@ -284,7 +284,7 @@ impl Sink for FileSink {
         Ok(verified?)
     }
 
-    async fn remember(&mut self, acked: Option<Acked>) -> Result<(), SinkError> {
+    async fn remember(&mut self, acked: Option<(Generation, Acked)>) -> Result<(), SinkError> {
         Ok(self.work(move |worker| worker.remember(acked)).await??)
     }
 }

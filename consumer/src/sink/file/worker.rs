@@ -13,7 +13,7 @@ use super::{
     FileConfig,
     install::{Attributes, Batch, Contents, Files, Installer, Stamp, files::Done},
     isolated::Isolated,
-    notes::{self, CHANGED},
+    notes::{self, BACK, CHANGED},
     render::{Changes, Content as RenderContent, Rendered, Renderer},
     sink::FileError,
     verify::LastGood,
@@ -190,6 +190,9 @@ impl Worker {
         let found = self.files.stamps();
         if let Some(Hold { until, reason }) = verdict.floor {
             let was_changed = self.current.as_ref().is_some_and(|current| current.stamps != found);
+            if let Some(made) = self.put_back(&reason, until)? {
+                return Ok(made);
+            }
             let reason = if was_changed { format!("{reason}; {CHANGED}") } else { reason };
             return Ok(Made::Done(Applied::Held { until, reason, due: self.due() }));
         }
@@ -399,11 +402,37 @@ impl Worker {
         let Some(good) = &self.good else { return Ok((rendered, None)) };
         let Some(reason) = good.refusal(&digest(&rendered)) else { return Ok((rendered, None)) };
         let (bytes, what) = match (good.bytes(), self.files.installed()?) {
-            (Some(bytes), _) => (bytes, "the last good file is back"),
+            (Some(bytes), _) => (bytes, BACK),
             (None, Some(bytes)) => (bytes, "there is no good file to go back to"),
             (None, None) => return Ok((rendered, None)),
         };
         Ok((Contents::One(bytes), Some(format!("{reason}; {what}"))))
+    }
+
+    /// Puts the last good content back in the place of one that has failed, while nothing else may replace it.
+    fn put_back(&mut self, held: &str, until: Option<Instant>) -> Result<Option<Made>, FileError> {
+        let failed = self.current.as_ref().filter(|current| self.is_in_doubt(current));
+        let Some(Current { digest: Some(digest), instances, .. }) = failed else { return Ok(None) };
+        let Some((reason, bytes)) =
+            self.good.as_ref().and_then(|good| Some((good.refusal(digest)?, good.bytes()?)))
+        else {
+            return Ok(None);
+        };
+        let draft = Draft {
+            digest: Some(Digest::of(&bytes)),
+            instances: *instances,
+            held: vec![held.to_owned()],
+            refusal: Some(format!("{reason}; {BACK}")),
+            notes: vec![],
+            started: vec![],
+            look_again: until,
+            step: self.shown,
+        };
+        let staged = self.files.stage(&Contents::One(bytes))?;
+        if staged.is_done() {
+            return Ok(None);
+        }
+        Ok(Some(Made::Done(Applied::Written(self.install(draft, staged)?))))
     }
 
     /// Whether the content that is there has failed, and nothing was done about that yet.
@@ -454,12 +483,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Remembers what was acked.
-    pub fn remember(&mut self, acked: Option<Acked>) -> Result<(), FileError> {
+    /// Remembers what was acked, if the file still has that: a change that took long to install may have come since.
+    pub fn remember(&mut self, acked: Option<(Generation, Acked)>) -> Result<(), FileError> {
         self.replaced.clear();
         self.matched.iter_mut().for_each(Matched::remember);
         match &mut self.state {
-            Some(state) => Ok(state.remember(acked.unwrap_or_default())?),
+            Some(state) => {
+                let applied = state.applied().map(|applied| applied.generation);
+                let acked = acked.filter(|(generation, _)| Some(*generation) == applied);
+                Ok(state.remember(acked.map(|(_, acked)| acked).unwrap_or_default())?)
+            }
             None => Ok(()),
         }
     }

@@ -34,3 +34,27 @@ fn a_search_for_offenders_that_is_broken_off_leaves_nothing_out() {
     let file = std::fs::read_to_string(dir.path().join("file")).expect("a file");
     assert_eq!(file, "10.0.0.1 8001\n10.0.0.2 8002\n");
 }
+
+#[test]
+fn an_ack_of_the_change_before_is_not_taken_for_that_of_one_that_was_installed_since() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let target = target(dir.path(), "[target.notify]\ncommand = \"true\"\n");
+    let state_dir = testing::state_dir(dir.path());
+    let mut worker = Worker::open(&target, state_dir.clone());
+    let mut selection = Selection::new(Arc::new(Select::default()), GuardSettings::default());
+    let mut generations = vec![];
+    for number in [1, 2] {
+        selection
+            .apply(&testing::come([(testing::id(number), testing::instance(number, "web"))]), Instant::now());
+        let receiver = watch::Sender::new(selection.clone()).subscribe();
+        let Made::Done(Applied::Written(content)) = worker.make(&receiver, Instant::now()).expect("a folder")
+        else {
+            panic!("it is new")
+        };
+        generations.push(content.generation);
+    }
+    let acked = Acked { is_complete: true, ..Acked::default() };
+    worker.remember(Some((generations[0], acked))).expect("a folder");
+    let state = worker.state.as_ref().expect("there is somebody to notify");
+    assert!(!state.acked(generations[1]).expect("it is remembered").is_complete);
+}
