@@ -229,6 +229,9 @@ fn make_rollcall() -> Result<()> {
         command.args(["--build-arg", &format!("BUILDER={BINARIES}"), "--label", &format!("{LABEL}={hash}")]);
         tool::run(command.arg(tool::workspace()))?;
     }
+    // What they have replaced, and what the classic builder keeps of the Dockerfile's first stage. Some may be in use.
+    let vendor = "label=org.opencontainers.image.vendor=Rollcall";
+    let _ = tool::run(local_command()?.args(["image", "prune", "--force", "--filter", vendor]));
     Ok(())
 }
 
