@@ -48,7 +48,7 @@ use crate::{
     },
     state_dir::{StateDir, StateDirError},
     supervisor::Supervisor,
-    target::{self, Target, matched::Matched},
+    target::{self, Target, TargetError, matched::Matched},
     targets::{Targets, target_span},
 };
 
@@ -427,7 +427,11 @@ impl Consumer {
                 }
             };
             if let Err(error) = done {
-                failures.push(format!("target {name}: {error}{}", self.reasons(config)));
+                let reasons = match &error {
+                    TargetError::NotAcked { .. } => self.reasons(config),
+                    TargetError::NotApplied(_) | TargetError::Ended => String::new(),
+                };
+                failures.push(format!("target {name}: {error}{reasons}"));
             }
         }
         if failures.is_empty() { Ok(()) } else { Err(Failure::failed(failures.join("; "))) }

@@ -76,6 +76,14 @@ pub fn is_explicit(container: &Container) -> bool {
     container.labels.keys().chain(container.env.keys()).any(names)
 }
 
+/// Whether somebody counts on it being registered: it names a service or a virtual host.
+pub fn is_counted_on(container: &Container) -> bool {
+    const VIRTUAL_HOST: &str = "VIRTUAL_HOST";
+    is_explicit(container)
+        || container.env.contains_key(VIRTUAL_HOST)
+        || container.labels.contains_key(VIRTUAL_HOST)
+}
+
 /// The name of the service that a port is of, and where it comes from. `group` tells whether the container
 /// has other ports: then names that were not given for this port alone get `-<port>`, as registrator has it.
 ///

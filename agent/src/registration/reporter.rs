@@ -4,19 +4,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rollcall_shared::{
-    model::name::ContainerName,
-    process::readiness::{Part, Readiness},
-};
+use rollcall_shared::process::readiness::{Part, Readiness};
 
 use super::{
     container_address,
     desired::{Policy, describe},
+    labels,
     omission::{Omission, Reason},
 };
 use crate::inventory::{
     Running, RunningContainers,
-    container::{FullId, Port},
+    container::{Container, FullId, Port},
     watcher::InventoryReceiver,
 };
 
@@ -91,7 +89,7 @@ impl OmissionReporter {
                 Some((_, left_out)) => left_out,
                 None => describe(now, running, &self.policy).omissions(),
             };
-            self.say(id, &now.container.name, &left_out);
+            self.say(id, &now.container, &left_out);
             self.described.insert(id.clone(), (now.clone(), left_out));
         }
         if self.said.len() > running.len() + MAX_ENDED {
@@ -117,7 +115,8 @@ impl OmissionReporter {
     }
 
     /// Logs what was not said before.
-    fn say(&mut self, id: &FullId, container: &ContainerName, left_out: &[LeftOut]) {
+    fn say(&mut self, id: &FullId, container: &Container, left_out: &[LeftOut]) {
+        let (name, is_counted_on) = (&container.name, labels::is_counted_on(container));
         let said = self.said.entry(id.clone()).or_default();
         for left_out in left_out {
             if said.contains(left_out) {
@@ -126,12 +125,13 @@ impl OmissionReporter {
             let (port, Omission { reason, .. }) = left_out;
             let (port, why) = (port.map(tracing::field::display), left_out.1.to_string());
             match reason {
+                Reason::NoPort if is_counted_on => tracing::warn!(container = %name, port, why, "left out"),
                 // As most of most hosts, or as someone wants it.
                 Reason::NoPort | Reason::Ignored | Reason::Filtered => {
-                    tracing::debug!(%container, port, why, "left out");
+                    tracing::debug!(container = %name, port, why, "left out");
                 }
-                reason if reason.is_refusal() => tracing::warn!(%container, port, why, "left out"),
-                _ => tracing::info!(%container, port, why, "left out"),
+                reason if reason.is_refusal() => tracing::warn!(container = %name, port, why, "left out"),
+                _ => tracing::info!(container = %name, port, why, "left out"),
             }
             said.insert(left_out.clone());
         }
@@ -236,6 +236,13 @@ mod tests {
         let plain = container("plain");
         assert_eq!(reported(Level::INFO, &[&[&plain]]), (Vec::new(), Condition::Ready));
         assert_eq!(reported(Level::DEBUG, &[&[&plain]]).0.len(), 1);
+        // Unless somebody counts on it.
+        let site = Container { env: [("VIRTUAL_HOST".to_owned(), "a.example".to_owned())].into(), ..plain };
+        let (lines, _) = reported(Level::INFO, &[&[&site]]);
+        assert!(
+            lines.len() == 1 && lines[0].contains("WARN") && lines[0].contains("publishes no port"),
+            "{lines:?}"
+        );
         let mut bound = (*web().container).clone();
         bound.bindings[0].ip = "127.0.0.1".parse().expect("an address");
         let (lines, condition) = reported(Level::INFO, &[&[&bound]]);

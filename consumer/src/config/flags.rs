@@ -263,7 +263,7 @@ mod tests {
         ]);
         let TargetConfig { name, select, pace, file, .. } = target;
         assert_eq!(name.as_str(), "default");
-        assert_eq!(select.named_services(), ["web".parse().expect("a name")]);
+        assert_eq!(select.named_services().services, ["web".parse().expect("a name")]);
         assert_eq!(select.labels.len(), 2);
         assert_eq!((pace.burst, pace.interval), (3, Duration::from_secs(1)));
         assert_eq!(file.dest, Path::new("/tmp/x"));

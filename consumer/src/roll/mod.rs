@@ -19,7 +19,7 @@ pub mod verdict;
 pub use decode::{RollDecode, RollKey, RollUpdate, RollValue};
 pub use remembered::Remembered;
 pub use roll::Roll;
-pub use select::{Family, Select};
+pub use select::{Family, Named, Select};
 pub use selection::{Row, Selection};
 pub use settings::{RawSelect, SelectFlags};
 pub use shift::{Departure, Shift, Shifts};

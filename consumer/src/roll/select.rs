@@ -51,6 +51,15 @@ pub struct Select {
     pub family: Option<Family>,
 }
 
+/// Services that are there also while they have no instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Named {
+    /// The services.
+    pub services: Vec<ServiceName>,
+    /// Whether they are meant only where nothing else is found.
+    pub is_guess: bool,
+}
+
 impl Default for Select {
     fn default() -> Self {
         Self {
@@ -141,11 +150,13 @@ impl Select {
     }
 
     /// The services that are there also while they have no instance.
-    pub fn named_services(&self) -> Vec<ServiceName> {
+    pub fn named_services(&self) -> Named {
         match &self.name_regex {
-            // A pattern that is a plain name means the service of that name first of all.
-            Some(pattern) if self.services.is_empty() => pattern.as_str().parse().into_iter().collect(),
-            _ => self.services.clone(),
+            // A pattern that is a plain name may mean the service of that name, or containers.
+            Some(pattern) if self.services.is_empty() => {
+                Named { services: pattern.as_str().parse().into_iter().collect(), is_guess: true }
+            }
+            _ => Named { services: self.services.clone(), is_guess: false },
         }
     }
 }
@@ -211,9 +222,10 @@ mod tests {
 
     #[test]
     fn only_a_pattern_that_is_a_plain_name_names_a_service() {
-        let named = |text: &str| Select { name_regex: regex(text), ..Select::default() }.named_services();
+        let named =
+            |text: &str| Select { name_regex: regex(text), ..Select::default() }.named_services().services;
         assert_eq!(named("web"), [service("web")]);
         assert_eq!(named("web|api"), []);
-        assert_eq!(Select::default().named_services(), []);
+        assert_eq!(Select::default().named_services(), Named::default());
     }
 }

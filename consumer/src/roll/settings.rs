@@ -175,7 +175,7 @@ mod tests {
         let label = "role=front".parse().expect("a label");
         let flags = SelectFlags { service: Some(Regex::new("web").expect("a pattern")), label: vec![label] };
         let select = flags.raw().parse();
-        assert_eq!(select.named_services(), ["web".parse().expect("a name")]);
+        assert_eq!(select.named_services().services, ["web".parse().expect("a name")]);
         assert_eq!(select.labels.len(), 1);
     }
 }

@@ -8,4 +8,4 @@ pub mod state;
 #[allow(clippy::module_inception, reason = "the room is named for its main type")]
 pub mod target;
 
-pub use target::{Target, describe_metrics};
+pub use target::{Target, TargetError, describe_metrics};

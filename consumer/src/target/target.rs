@@ -67,7 +67,7 @@ pub enum TargetError {
     #[error("{0}")]
     NotApplied(String),
     /// The change was not acked in time.
-    #[error("its notification was not acked within --wait ({})", time::show(*waited))]
+    #[error("its notification was not acked within {}", time::show(*waited))]
     NotAcked {
         /// How long it was waited for.
         waited: Duration,

@@ -28,7 +28,7 @@ use super::{
     settings::RenderSettings,
     template::{self, Facts},
 };
-use crate::roll::{Row, Selection, Verdict, Version};
+use crate::roll::{Named, Row, Selection, Verdict, Version};
 
 /// What a target's file is made by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub struct Renderer {
     target: TargetName,
     content: Content,
     /// Services that are there also while they have no instance.
-    named: Vec<ServiceName>,
+    named: Named,
     /// What each service came to, as long as its rows have not changed: one change among many instances
     /// costs what its own service costs.
     blocks: BTreeMap<ServiceName, (Version, Block)>,
@@ -136,7 +136,7 @@ impl Changes {
 
 impl Renderer {
     /// A renderer for the target. The `named` services are there also while they have no instance.
-    pub fn new(target: TargetName, content: Content, named: Vec<ServiceName>) -> Self {
+    pub fn new(target: TargetName, content: Content, named: Named) -> Self {
         let (blocks, hosts, shown) = (BTreeMap::new(), Hosts::default(), BTreeSet::new());
         Self {
             target,
@@ -233,7 +233,8 @@ impl Renderer {
             self.blocks.insert(service, (version, block));
         }
         let folders = self.look()?;
-        let absent = self.named.iter().filter(|name| !self.blocks.contains_key(*name));
+        let is_found = self.named.is_guess && !self.blocks.is_empty();
+        let absent = self.named.services.iter().filter(|name| !is_found && !self.blocks.contains_key(*name));
         let absent: Vec<(&ServiceName, Block)> =
             absent.map(|name| Ok((name, self.block(name, &[])?))).collect::<Result<_, RenderError>>()?;
         let present = self.blocks.iter().map(|(service, (_, block))| (service, block));

@@ -27,7 +27,7 @@ use crate::roll::Row;
 const MAX_STEPS: u64 = 50_000_000;
 
 const GO_TEMPLATE: &str = "this is a Go template, and Rollcall's are in Jinja's language: expected {% for %} and \
-                           {{ name }}, see the README";
+                           {{ name }}, as docs/templates.md has them beside Go's";
 
 /// The name of the user's template within its environment; no included file can have it.
 const MAIN: &str = "/";

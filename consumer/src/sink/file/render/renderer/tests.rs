@@ -20,7 +20,8 @@ mod whole;
 
 fn renderer(content: Content, named: &[&str]) -> Renderer {
     let named = named.iter().map(|name| name.parse().expect("a name")).collect();
-    let renderer = Renderer::new("test".parse().expect("a name"), content, named);
+    let renderer =
+        Renderer::new("test".parse().expect("a name"), content, Named { services: named, is_guess: false });
     Renderer { hosts: Hosts::new(|_| Answer::Found), ..renderer }
 }
 
