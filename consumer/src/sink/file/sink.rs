@@ -192,6 +192,7 @@ impl FileSink {
     ) -> Result<Applied, FileError> {
         let (begun, selection) = (Instant::now(), watch::Sender::new(snapshot));
         let (mut search, mut found, mut tried) = (Search::new(rows.len()), before, None);
+        let mut offenders = vec![];
         while let Next::Try(out) = search.next() {
             if begun.elapsed() > SEARCH_TIMEOUT {
                 return Err(refusal);
@@ -216,10 +217,14 @@ impl FileSink {
             }
             if let Some(offender) = search.take(has_passed) {
                 let reason = one_line(&refusal);
-                let Row { id, instance, .. } = &rows[offender];
+                found.insert(&rows[offender], reason.clone());
+                offenders.push((&rows[offender], reason));
+            }
+        }
+        if matches!(search.next(), Next::Found(_)) {
+            for (Row { id, instance, .. }, reason) in offenders {
                 let (service, container) = (&instance.service, &instance.container);
                 tracing::warn!(%service, %container, node = %id.node, reason, "left out, as the check refuses it");
-                found.insert(&rows[offender], reason);
             }
         }
         match (search.next(), tried) {
