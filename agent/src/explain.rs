@@ -119,9 +119,10 @@ fn explanation(
             Ok(Described { instance, source, check }) => {
                 lines.push(format!("  {port} registered as {}", endpoints(instance)));
                 lines.push(format!("    service {} (from {source})", instance.service));
-                lines.push(format!("    status {}, weight {}", instance.status, instance.weight));
+                let at_best = if check.is_some() { " at best" } else { "" };
+                lines.push(format!("    status {}{at_best}, weight {}", instance.status, instance.weight));
                 if let Some(check) = check {
-                    lines.push(format!("    or worse, as the agent finds by {check}"));
+                    lines.push(format!("    the agent finds the status by {check}"));
                 }
             }
         }
@@ -230,7 +231,7 @@ mod tests {
         web.labels.insert("rollcall.check".to_owned(), "http".to_owned());
         let web = Running { container: web.into(), is_draining: false };
         let text = explanation(&web, &RunningContainers::new(), &tests::policy(), &keys, &[]);
-        let expected = "status passing, weight 1\n    or worse, as the agent finds by GET / answered with 200-399 \
+        let expected = "status passing at best, weight 1\n    the agent finds the status by GET / answered with 200-399 \
                         within 2s, each 10s, rise 2, fall 3 (from rollcall.check), at 172.17.0.2:80, or else \
                         10.0.0.5:8080\n";
         assert!(text.contains(expected), "{text}");

@@ -43,14 +43,14 @@ pub struct Cli {
 /// What to do instead of registering.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Say what would be registered of a running container and why, or why not
+    /// Show what is registered of a running container and why, or why not
     Explain {
         /// Its name or ID
         container: String,
     },
     /// Ask the agent that runs at --listen whether it is alive
     Healthcheck,
-    /// Say how the agent that runs at --listen fares, a line for each part; ends with 1 if none answers
+    /// Show the status of the agent at --listen, one line per part; ends with 1 if none answers
     Status,
 }
 

@@ -27,7 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{CITUS_PORT, Plan, Settings, TargetConfig},
-    sink::file::{Check, notify::Notify},
+    sink::file::{
+        Check,
+        notify::Notify,
+        render::{Content, Format},
+    },
 };
 
 /// The agent within this process.
@@ -56,6 +60,10 @@ impl Embedded {
             if settings.node.ports.is_empty() {
                 settings.node.ports.push(Port { number: CITUS_PORT, protocol: Protocol::Tcp });
             }
+        }
+        if plan.targets.iter().all(|target| target.file.content == Content::Format(Format::NginxProxy)) {
+            // As nginx-proxy reaches them: on a network that it shares with them, at ports that are not published.
+            settings.node.address.get_or_insert(AddressMode::Network(None));
         }
         let deliveries = plan.targets.iter().filter_map(delivery).cloned();
         settings.signals.allow.extend(deliveries.map(Allowed::from));

@@ -40,14 +40,14 @@ pub struct Cli {
 /// What to do instead of following the roll.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
-    /// Without etcd, say what is registered of a running container and why, or why not
+    /// Without etcd, show what is registered of a running container and why, or why not
     Explain {
         /// Its name or ID
         container: String,
     },
     /// Ask the consumer that runs at --listen whether it is alive
     Healthcheck,
-    /// Say how the consumer that runs at --listen fares, a line for each part; ends with 1 if none answers
+    /// Show the status of the consumer at --listen, one line per part; ends with 1 if none answers
     Status,
     /// Do what the image citusdata/workerlist-gen does by this command
     #[command(hide = true)]

@@ -101,7 +101,7 @@ impl RawSelect {
 /// Which instances belong to a target that is given by flags.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct SelectFlags {
-    /// Regular expression that the service's or the container's name must contain
+    /// Regular expression to find in the service's or the container's name
     #[arg(long, env = "ROLLCALL_SERVICE", value_name = "REGEX", value_parser = cli::regex)]
     pub service: Option<Regex>,
     /// Label, or label and value, that the container must have; all that are given must match

@@ -108,7 +108,7 @@ pub fn describe_metrics() {
     );
     metrics::describe_gauge!(
         "rollcall_consumer_unmatched",
-        "Whether the last file stays as nothing has matched the selection yet, by target"
+        "Whether nothing has matched the selection yet, by target"
     );
     metrics::describe_counter!(
         "rollcall_consumer_rollbacks_total",

@@ -110,10 +110,9 @@ impl Part {
 
     /// It works, and something about it is worth a look, such as a container that was left out.
     pub fn noted(&self, note: impl Into<String>) {
-        let condition = Condition::Noted(note.into());
-        let note = condition.to_string();
-        if self.set(condition).is_some() {
-            tracing::info!(part = self.name, note, "works");
+        let note = note.into();
+        if self.set(Condition::Noted(note.clone())).is_some() {
+            tracing::warn!(part = self.name, note, "works, and something is worth a look");
         }
     }
 

@@ -213,9 +213,9 @@ impl Worker {
         let contents = if self.files.are_many() { Contents::Each(each) } else { Contents::One(bytes) };
         let is_held = mismatch.is_some() && self.files.loses_content(&contents)?;
         metrics::gauge!("rollcall_consumer_unmatched", "target" => self.target.clone())
-            .set(f64::from(u8::from(is_held)));
-        if let Some(reason) = mismatch.filter(|_| is_held) {
-            let (reason, due) = (notes::unmatched(&reason), self.due());
+            .set(f64::from(u8::from(mismatch.is_some())));
+        if let Some(reason) = mismatch.as_ref().filter(|_| is_held) {
+            let (reason, due) = (notes::unmatched(reason), self.due());
             return Ok(Made::Done(Applied::Held { until: None, reason, due }));
         }
         let (contents, refusal) = self.last_good(contents)?;
@@ -224,7 +224,13 @@ impl Worker {
             instances,
             held,
             refusal,
-            notes: [kept, notes::notes(&left_out, keeps_hosts), self.isolated.notes()].concat(),
+            notes: [
+                mismatch.map(|reason| format!("nothing has matched yet: {reason}")).into_iter().collect(),
+                kept,
+                notes::notes(&left_out, keeps_hosts),
+                self.isolated.notes(),
+            ]
+            .concat(),
             started,
             look_again: [next_change, self.renderer.next_look()].into_iter().flatten().min(),
             step,
