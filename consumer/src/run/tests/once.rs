@@ -10,7 +10,7 @@ async fn once_is_done_with_the_ack_and_fails_without() {
     let failed = consumer.once(&scene.configs(), targets).await.expect_err("nobody acks").to_string();
     assert_eq!(
         failed,
-        "target web: its notification was not acked within --wait (10s): waiting for a container to signal: \
+        "target web: its notification was not acked within 10s: waiting for a container to signal: \
          container proxy"
     );
     consumer.supervisor.end().await;
