@@ -26,7 +26,10 @@ fn an_nginx_on_one_host_serves_the_workers_of_three_and_is_signalled_from_anothe
     let mut agents = Vec::new();
     for (number, host) in hosts.iter().enumerate() {
         let (node, socket) = (format!("h{}", number + 1), host.docker_host());
+        // Other tools' keys beside its own: all nodes share their folders.
+        let layouts = ["--layout", "containers,registrator,skydns"];
         let args = ["--etcd", &endpoints, "--node", &node, "--docker-host", &socket];
+        let args = [&args[..], &layouts[..]].concat();
         agents.push(on(host, Program::agent()?, &node, &args)?);
         host.load_image(image::worker()?)?;
     }
@@ -78,16 +81,24 @@ fn an_nginx_on_one_host_serves_the_workers_of_three_and_is_signalled_from_anothe
     let _workers: Vec<Container> =
         hosts.iter().zip(["w1", "w2", "w3"]).map(|(host, name)| worker(host, name)).collect::<Result<_>>()?;
     until("the workers of all three serve", TIMEOUT, || served(&["w1", "w2", "w3"]))?;
+    // How many keys there are of each layout: three workers are one service.
+    let laid_out = || -> Result<[usize; 3]> {
+        let count = |prefix: &str| Ok::<_, anyhow::Error>(cluster.ctl().keys(prefix)?.len());
+        Ok([count("/containers/")?, count("/services/web/")?, count("/skydns/local/rollcall/web/")?])
+    };
+    until("they are in every layout", TIMEOUT, || Ok(laid_out()? == [6, 3, 3]))?;
     let listed = || -> Result<usize> { Ok(fs::read_to_string(&upstream)?.matches("server 10.").count()) };
 
     hosts[1].cut_off()?;
     let cut = Instant::now();
     until("those of host 2 are forgotten", TIMEOUT, || Ok(listed()? == 2))?;
     // A lease that is refreshed every second is at most that old when it is cut off.
+    until("in the layouts as well", TIMEOUT, || Ok(laid_out()? == [4, 2, 2]))?;
     assert!(cut.elapsed() >= TTL - Duration::from_secs(2), "after {:?}", cut.elapsed());
     until("the others serve", TIMEOUT, || served(&["w1", "w3"]))?;
     hosts[1].heal()?;
     until("all three serve again", TIMEOUT, || served(&["w1", "w2", "w3"]))?;
+    until("and are in every layout again", TIMEOUT, || Ok(laid_out()? == [6, 3, 3]))?;
 
     let reloads = proxy.logs()?.matches("reconfiguring").count();
     assert!(reloads >= 3, "{reloads} reloads");
