@@ -26,7 +26,7 @@ use crate::{
         address::Readers,
         advertise::{self, Found},
         container_address,
-        desired::{self, Described},
+        description::{self, Described},
         omission::MAX_SHOWN_CHARS,
     },
     signals::{
@@ -107,7 +107,7 @@ fn explanation(
     allowed: &[Allowed],
 ) -> String {
     let container = &*running.container;
-    let description = desired::describe(running, all, policy);
+    let description = description::describe(running, all, policy);
     let mut lines = vec![format!("{} ({}), image {}", container.name, container.short_id, container.image)];
     lines.push(format!("  node {}, advertised as {}", policy.node, policy.address.advertised));
     if let Some(reason) = &description.skipped {
@@ -169,7 +169,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::{inventory::container::Restart, program::Cli, registration::desired::tests};
+    use crate::{inventory::container::Restart, program::Cli, registration::description::tests};
 
     #[tokio::test]
     async fn what_would_be_another_path_of_dockers_api_is_never_asked_for() {

@@ -171,7 +171,7 @@ mod tests {
     use crate::{
         checks::Ready,
         inventory::{RunningContainers, container::testing::container},
-        registration::desired::{
+        registration::description::{
             self,
             tests::{policy, web},
         },
@@ -188,7 +188,7 @@ mod tests {
     }
 
     fn target(address: SocketAddr) -> Target {
-        let description = desired::describe(&web(), &RunningContainers::new(), &policy());
+        let description = description::describe(&web(), &RunningContainers::new(), &policy());
         let mut instance = description.instances(&web(), &policy().node).remove(0).1;
         (instance.address, instance.port) = (Address::Ip(address.ip()), address.port());
         let mut host = container("web");
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn the_containers_of_a_remote_engine_are_not_asked_at_addresses_of_this_host() {
         let target = Target::new(&container("web"), &{
-            let description = desired::describe(&web(), &RunningContainers::new(), &policy());
+            let description = description::describe(&web(), &RunningContainers::new(), &policy());
             description.instances(&web(), &policy().node).remove(0).1
         });
         let address = Sockets::new(Some("tcp://10.0.0.9:2376")).address(&target);

@@ -87,14 +87,14 @@ mod tests {
     use super::*;
     use crate::{
         inventory::{RunningContainers, container::testing::container},
-        registration::desired::{
+        registration::description::{
             self,
             tests::{policy, web},
         },
     };
 
     fn instance() -> Instance {
-        let description = desired::describe(&web(), &RunningContainers::new(), &policy());
+        let description = description::describe(&web(), &RunningContainers::new(), &policy());
         description.instances(&web(), &policy().node).remove(0).1
     }
 

@@ -1,6 +1,6 @@
 //! The mistake of an agent in a container of its own network: the address that it finds for the host is its container's.
 
-use super::{advertise::Advertised, desired::Policy, settings::AddressMode};
+use super::{advertise::Advertised, description::Policy, settings::AddressMode};
 use crate::inventory::{RunningContainers, container::Addresses};
 
 /// What is wrong, and what was expected, where an advertised address is that of a container of this engine. No other
@@ -25,7 +25,7 @@ pub fn warning(policy: &Policy, running: &RunningContainers) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registration::desired::tests::{policy, web};
+    use crate::registration::description::tests::{policy, web};
 
     fn warned(v4: Option<&str>, v6: Option<&str>, mode: &str) -> Option<String> {
         let mut policy = policy();

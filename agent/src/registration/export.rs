@@ -129,7 +129,7 @@ fn json_bytes(name: &str, value: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{inventory::container::testing::container, registration::desired::tests::policy};
+    use crate::{inventory::container::testing::container, registration::description::tests::policy};
 
     fn exported(labels: &[(&str, &str)], env: &[(&str, &str)]) -> (Exported, Vec<String>) {
         let own = |pairs: &[(&str, &str)]| {

@@ -15,6 +15,7 @@ pub mod finder;
 
 pub mod omission;
 
+pub mod description;
 pub mod desired;
 pub mod left_behind;
 pub mod observed;
@@ -24,7 +25,8 @@ pub mod reporter;
 
 pub mod settings;
 
-pub use desired::{Policy, Values};
+pub use description::Policy;
+pub use desired::Values;
 pub use plan::SignalReports;
 pub use registrar::{PART, Registrar};
 pub use settings::{AddressMode, FilterSettings, NodeSettings};

@@ -158,7 +158,7 @@ mod tests {
     use crate::{
         inventory::RunningContainers,
         registration::{
-            desired::tests::{policy, web},
+            description::tests::{policy, web},
             observed::tests::{KEY, listing, observed},
         },
     };

@@ -27,7 +27,8 @@ use rollcall_shared::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    desired::{Desired, Policy},
+    description::Policy,
+    desired::Desired,
     observed::{Kind, LayoutUpdates, Observed, Raw},
     plan::{Layouts, Next, Planner, SignalReports},
 };

@@ -8,7 +8,7 @@ use rollcall_shared::process::readiness::{Part, Readiness};
 
 use super::{
     container_address,
-    desired::{Policy, describe},
+    description::{Policy, describe},
     labels,
     omission::{Omission, Reason},
 };
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use crate::{
         inventory::container::{Container, testing::container},
-        registration::desired::tests::{policy, web},
+        registration::description::tests::{policy, web},
     };
 
     #[derive(Clone, Default)]

@@ -250,6 +250,14 @@ impl Running {
     }
 }
 
+/// Why a file of targets is refused.
+fn refusal(text: &str) -> String {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = dir.path().join("config.toml");
+    fs::write(&config, text).expect("a file");
+    rollcall_shared::process::error::one_line(&crate::config::toml::read(&config).map(drop).expect_err(text))
+}
+
 fn name(text: &str) -> NodeName {
     text.parse().expect("a name")
 }

@@ -92,13 +92,6 @@ async fn a_service_that_is_named_like_somebody_elses_file_takes_nothing() {
 
 #[test]
 fn a_pattern_that_cannot_work_is_refused() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let config = dir.path().join("config.toml");
-    let read = |text: &str| {
-        fs::write(&config, text).expect("a file");
-        let error = crate::config::toml::read(&config).map(drop).expect_err(text);
-        rollcall_shared::process::error::one_line(&error)
-    };
     let target = |name: &str, dest: &str, rest: &str| {
         format!("[[target]]\nname = \"{name}\"\ndest = \"{dest}\"\nformat = \"json\"\n{rest}\n")
     };
@@ -121,7 +114,7 @@ fn a_pattern_that_cannot_work_is_refused() {
             "expected a file that no other target has",
         ),
     ] {
-        let error = read(&text);
+        let error = refusal(&text);
         assert!(error.ends_with(expected), "{error}");
     }
 }

@@ -106,13 +106,6 @@ async fn once_many_targets_that_share_a_notifier_are_all_acked() {
 
 #[test]
 fn a_notifier_that_is_not_there_or_not_used_or_has_a_targets_name_is_refused() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let config = dir.path().join("config.toml");
-    let read = |text: &str| {
-        fs::write(&config, text).expect("a file");
-        let error = crate::config::toml::read(&config).map(drop).expect_err(text);
-        rollcall_shared::process::error::one_line(&error)
-    };
     let target = "[[target]]\nname = \"a\"\ndest = \"/a\"\nformat = \"json\"\nnotify = \"proxy\"\n";
     for (text, expected) in [
         (target.to_owned(), "target a: notify is proxy: expected a table [notifier.proxy]"),
@@ -130,7 +123,7 @@ fn a_notifier_that_is_not_there_or_not_used_or_has_a_targets_name_is_refused() {
         ),
         (format!("{target}[notifier.proxy]\n"), "target a: notify is not given: expected exactly one of"),
     ] {
-        let error = read(&text);
+        let error = refusal(&text);
         assert!(error.contains(expected), "{error}\n{expected}");
     }
 }

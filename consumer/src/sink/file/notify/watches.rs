@@ -29,16 +29,13 @@ use super::{delivery::Reports, nodes::TargetReports};
 /// A node's word on a target.
 pub type NodeTarget = (NodeName, TargetId);
 
-/// A kind of value that a node says of a target.
-pub trait Report: Value {
-    /// Which node's word on which target a key of this kind has.
-    fn key(key: Key) -> Option<NodeTarget>;
-}
-
 /// A kind of value by which a node answers requests.
-pub trait Answer: Report + Clone {
+pub trait Answer: Value + Clone {
     /// What the answers are called.
     const NAME: &'static str;
+
+    /// Which node's word on which target a key of this kind has.
+    fn key(key: Key) -> Option<NodeTarget>;
 
     /// Where a node's answers to a consumer are.
     fn range(keys: &Keys, node: &NodeName, consumer: &ConsumerName) -> KeyRange;
@@ -50,17 +47,15 @@ pub trait Answer: Report + Clone {
     fn of(reports: &mut Reports) -> &mut BTreeMap<NodeName, Self>;
 }
 
-impl Report for Acks {
+impl Answer for Acks {
+    const NAME: &'static str = "acks";
+
     fn key(key: Key) -> Option<NodeTarget> {
         match key {
             Key::Acks(node, target) => Some((node, target)),
             _ => None,
         }
     }
-}
-
-impl Answer for Acks {
-    const NAME: &'static str = "acks";
 
     fn range(keys: &Keys, node: &NodeName, consumer: &ConsumerName) -> KeyRange {
         keys.acks_to(node, consumer)
@@ -75,17 +70,15 @@ impl Answer for Acks {
     }
 }
 
-impl Report for Verdicts {
+impl Answer for Verdicts {
+    const NAME: &'static str = "verdicts";
+
     fn key(key: Key) -> Option<NodeTarget> {
         match key {
             Key::Verdicts(node, target) => Some((node, target)),
             _ => None,
         }
     }
-}
-
-impl Answer for Verdicts {
-    const NAME: &'static str = "verdicts";
 
     fn range(keys: &Keys, node: &NodeName, consumer: &ConsumerName) -> KeyRange {
         keys.verdicts_to(node, consumer)
@@ -100,30 +93,29 @@ impl Answer for Verdicts {
     }
 }
 
-/// Reads the reports of one kind.
+/// Reads the answers of one kind.
 #[derive(Debug)]
-pub struct DecodeReport<R> {
+struct DecodeAnswer<A> {
     keys: Keys,
-    kind: PhantomData<R>,
+    kind: PhantomData<A>,
 }
 
-impl<R: Report> DecodeReport<R> {
-    /// A reader of these keys.
-    pub fn new(keys: Keys) -> Self {
+impl<A: Answer> DecodeAnswer<A> {
+    fn new(keys: Keys) -> Self {
         Self { keys, kind: PhantomData }
     }
 }
 
-impl<R: Report> Decode for DecodeReport<R> {
+impl<A: Answer> Decode for DecodeAnswer<A> {
     type Key = NodeTarget;
-    type Value = R;
+    type Value = A;
 
     fn key(&self, key: &str) -> Result<NodeTarget, String> {
         let key = self.keys.parse(key).map_err(|error| error.to_string())?;
-        R::key(key).ok_or_else(|| "it is another kind's key".to_owned())
+        A::key(key).ok_or_else(|| "it is another kind's key".to_owned())
     }
 
-    fn value(&self, _: &NodeTarget, value: Vec<u8>) -> Result<R, String> {
+    fn value(&self, _: &NodeTarget, value: Vec<u8>) -> Result<A, String> {
         codec::decode(&value).map_err(|error| one_line(&error))
     }
 }
@@ -187,7 +179,7 @@ impl<A: Answer> Watches<A> {
     fn watch(&mut self, node: NodeName) {
         let Source { store, keys, consumer, readiness } = &self.source;
         let part = readiness.part(format!("{} of {node}", A::NAME));
-        let (decode, range) = (DecodeReport::<A>::new(keys.clone()), A::range(keys, &node, consumer));
+        let (decode, range) = (DecodeAnswer::<A>::new(keys.clone()), A::range(keys, &node, consumer));
         let (reflector, mut updates) = Reflector::new(store.clone(), range, decode, part);
         let (name, sender) = (node.clone(), self.sender.clone());
         let forward = async move {
