@@ -121,7 +121,9 @@ pub fn receivers(delivery: &Delivery, candidates: &Candidates, allowed: &[Allowe
 pub fn home(container: ContainerId, candidates: &Candidates) -> Option<ConsumerHome> {
     /// No tool makes longer names.
     const MAX_CHARS: usize = 256;
-    let found = candidates.iter().find(|(incarnation, _)| incarnation.container == container);
+    // In the order of their incarnations: this is asked for each consumer whenever something happens.
+    let first = Incarnation { container, started_at: Timestamp::MIN };
+    let found = candidates.range(first..).next().filter(|(found, _)| found.container == container);
     let labels = &found?.1.container.labels;
     let is_plain = |name: &&str| name.len() <= MAX_CHARS && codec::is_one_line(name);
     let stack = stack::stack(labels).filter(is_plain).map(str::to_owned);
