@@ -37,14 +37,22 @@ pub fn find(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} not found: run tests/parts"))
 }
 
-/// A command for the etcd 3.5 that `tests/parts` unpacks.
+/// The path of a file that `tests/parts` unpacks, such as `haproxy-2.8/haproxy`.
 ///
 /// # Errors
 /// It is not there; the message says that `tests/parts` installs it.
+pub fn part(name: &str) -> Result<PathBuf> {
+    let path = parts_dir().join(name);
+    ensure!(path.exists(), "{} not found: run tests/parts", path.display());
+    Ok(path)
+}
+
+/// A command for the etcd 3.5 that `tests/parts` unpacks.
+///
+/// # Errors
+/// As [`part`].
 pub fn etcd_3_5() -> Result<Command> {
-    let path = parts_dir().join("etcd-3.5/etcd");
-    ensure!(path.is_file(), "etcd 3.5 not found: run tests/parts");
-    Ok(Command::new(path))
+    Ok(Command::new(part("etcd-3.5/etcd")?))
 }
 
 /// A command for a program that [`find`] finds.

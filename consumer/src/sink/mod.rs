@@ -10,6 +10,7 @@ use crate::{
 };
 
 pub mod file;
+pub mod program;
 
 /// Something that is kept as the roll calls for.
 #[async_trait]
