@@ -163,7 +163,14 @@ async fn serve(
 ) -> io::Result<()> {
     match listener {
         Some(listener) => {
-            health::serve(listener, readiness, metrics, Some(explainer), CancellationToken::new()).await
+            health::serve(
+                listener,
+                readiness,
+                metrics,
+                health::explaining(explainer),
+                CancellationToken::new(),
+            )
+            .await
         }
         None => std::future::pending().await,
     }

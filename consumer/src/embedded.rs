@@ -27,11 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{CITUS_PORT, Plan, Settings, TargetConfig},
-    sink::file::{
-        Check,
-        notify::Notify,
-        render::{Content, Format},
-    },
+    sink::file::{Check, notify::Notify, render::Format},
 };
 
 /// The agent within this process.
@@ -61,7 +57,7 @@ impl Embedded {
                 settings.node.ports.push(Port { number: CITUS_PORT, protocol: Protocol::Tcp });
             }
         }
-        if plan.targets.iter().all(|target| target.file.content == Content::Format(Format::NginxProxy)) {
+        if plan.targets.iter().all(|target| target.sink.format() == Some(Format::NginxProxy)) {
             // As nginx-proxy reaches them: on a network that it shares with them, at ports that are not published.
             settings.node.address.get_or_insert(AddressMode::Network(None));
         }
@@ -133,7 +129,7 @@ pub fn check_reload(first: &Plan, plan: &Plan) -> Result<(), SettingError> {
 
 /// The containers that a target signals, if it does.
 pub fn delivery(target: &TargetConfig) -> Option<&Delivery> {
-    match &target.file.notify {
+    match target.sink.notify() {
         Some(Notify::Signal(delivery)) => Some(delivery),
         Some(Notify::PidFile { .. } | Notify::Command { .. }) | None => None,
     }
@@ -141,7 +137,7 @@ pub fn delivery(target: &TargetConfig) -> Option<&Delivery> {
 
 /// The containers in which a target has its files checked, if it has.
 fn check(target: &TargetConfig) -> Option<CheckRule> {
-    target.file.check.as_ref().and_then(Check::rule)
+    target.sink.file()?.check.as_ref().and_then(Check::rule)
 }
 
 /// Explains a container of this host, with the settings of the consumer that runs at `--listen`, or with these where none

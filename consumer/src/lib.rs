@@ -17,6 +17,7 @@ pub mod sink;
 
 pub mod targets;
 
+mod answers;
 pub mod claim;
 pub mod state_dir;
 mod succession;

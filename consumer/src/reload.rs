@@ -12,7 +12,7 @@ use crate::{
     embedded,
     home::{self, OwnStack},
     roll::follower::FollowerHandle,
-    sink::file::FileSink,
+    sink,
     state_dir::StateDir,
     targets::{Changes, Targets},
 };
@@ -112,6 +112,6 @@ fn read(settings: &Settings, first: &Plan, own_stack: &OwnStack) -> Result<Vec<T
     if plan.embedded {
         embedded::check_reload(first, &plan)?;
     }
-    plan.targets.iter().try_for_each(FileSink::check)?;
+    plan.targets.iter().try_for_each(sink::check)?;
     Ok(plan.targets)
 }

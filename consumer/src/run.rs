@@ -17,6 +17,7 @@ use rollcall_shared::{
     },
     process::{
         cli::Failure,
+        error::one_line,
         health::{self, Explainer, Listen},
         readiness::Readiness,
         reload,
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use crate::{
+    answers,
     claim::{self, ConsumerClaim},
     config::{ConsumerSettings, Plan, Settings, TargetConfig},
     embedded::{self, Embedded},
@@ -41,15 +43,15 @@ use crate::{
         self, RollDecode, Selection,
         follower::{Follower, FollowerHandle, Selections},
     },
-    sink::file::{
-        FileSink,
-        dry_run::{self, Outcome, Preview},
-        notify::{Notify, nodes::NodeReports, requests::RequestWriter},
+    sink::{
+        self,
+        file::notify::{Notify, nodes::NodeReports, requests::RequestWriter},
+        preview::{self, Outcome, Preview},
     },
     state_dir::{StateDir, StateDirError},
     supervisor::Supervisor,
     target::{self, Target, TargetError, matched::Matched},
-    targets::{Targets, target_span},
+    targets::{Published, Targets, target_span},
 };
 
 /// The name under which the readiness report has the roll.
@@ -87,6 +89,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         keys,
         lease,
         wait: wait.max(call_timeout),
+        published: Published::default(),
     };
     let state = match dry_run {
         true => None,
@@ -94,7 +97,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     };
     if !once && !dry_run {
         if settings.consumer.config.is_none() {
-            plan.targets.iter().filter(|target| target.file.notify.is_none()).for_each(warn_unnotified);
+            plan.targets.iter().filter(|target| target.is_unnotified()).for_each(warn_unnotified);
         }
         let explainer = embedded.as_ref().map(|embedded| embedded.explainer(consumer.keys.clone()));
         consumer.serve(listen, explainer).await?;
@@ -113,7 +116,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
 /// A line of flags without a notifier has most likely forgotten it.
 fn warn_unnotified(target: &TargetConfig) {
     tracing::warn!(
-        file = %target.file.dest.display(),
+        file = %target.sink,
         "nobody is told of a new file: expected --notify-pid-file, --notify-command, --notify-container, \
          --notify-service or --notify-label, unless its reader looks by itself"
     );
@@ -128,14 +131,14 @@ async fn show(
     let (mut failures, mut differs) = (Vec::new(), false);
     for (target, selection) in targets.iter().zip(selections) {
         let has_matched = Matched::is_remembered_in(state_dir, target);
-        let Preview { text, outcome } = dry_run::preview(target, selection, has_matched).await;
+        let Preview { text, outcome } = preview::preview(target, selection, has_matched).await;
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(Failure::failed(error)),
             _ => {}
         }
         match outcome {
             Ok(outcome) => differs |= outcome == Outcome::Changed,
-            Err(error) => failures.push(dry_run::failure(target, &error)),
+            Err(error) => failures.push(format!("target {}: {}", target.name, one_line(&*error))),
         }
     }
     match (failures.is_empty(), differs) {
@@ -149,7 +152,7 @@ async fn show(
 async fn open_state(plan: &Plan, dir: PathBuf, readiness: &Readiness) -> Result<Arc<StateDir>, Failure> {
     let (targets, name, part) = (plan.targets.clone(), plan.consumer.clone(), readiness.part("state"));
     let open = move || {
-        targets.iter().try_for_each(FileSink::check)?;
+        targets.iter().try_for_each(sink::check)?;
         StateDir::open(&dir, &name, part)
     };
     let opened = tokio::task::spawn_blocking(open).await.expect("opening does not panic");
@@ -168,6 +171,7 @@ struct Consumer {
     lease: LeaseSettings,
     /// How long the store is waited for at the start, and with `--once` each target's ack.
     wait: Duration,
+    published: Published,
 }
 
 impl Consumer {
@@ -267,7 +271,10 @@ impl Consumer {
         roll::describe_metrics();
         let Some(listener) = health::bind(listen).await.map_err(Failure::failed)? else { return Ok(()) };
         let (readiness, stop) = (self.readiness.clone(), self.supervisor.stop.clone());
-        let serving = health::serve(listener, readiness, metrics, explainer, stop);
+        let Published { board, pages } = self.published.clone();
+        let routes = answers::routes(board, pages);
+        let routes = routes.merge(explainer.map(health::explaining).unwrap_or_default());
+        let serving = health::serve(listener, readiness, metrics, routes, stop);
         self.supervisor.spawn_ending("health server", async move { serving.await.map_err(Failure::failed) });
         Ok(())
     }
@@ -340,7 +347,8 @@ impl Consumer {
         let reports = NodeReports::new(store, keys, name, self.readiness.clone());
         let claim = Claim::new(state.id().to_owned(), self.lease.ttl.as_secs());
         let record = ConsumerRecord { v: V1, claim, container: None, targets: Default::default() };
-        Targets::new(self.supervisor.stop.clone(), reports, record, self.readiness.clone())
+        let stop = self.supervisor.stop.clone();
+        Targets::new(stop, reports, record, self.readiness.clone(), self.published.clone())
     }
 
     /// Opens the targets of the plan.
@@ -351,7 +359,7 @@ impl Consumer {
         selections: Selections,
         state: &Arc<StateDir>,
     ) -> Vec<Target> {
-        let sinks = Targets::sinks(state.clone(), plan.targets.clone()).await;
+        let sinks = targets.sinks(state.clone(), plan.targets.clone()).await;
         targets.declare(&plan.targets);
         let each = plan.targets.iter().cloned().zip(sinks).zip(selections);
         let open = |((config, sink), selection)| targets.open(&mut self.supervisor, config, sink, selection);
@@ -417,7 +425,7 @@ impl Consumer {
         // They are kept until the end: a notifier ends with its target, which counts as unasked.
         for (config, target) in configs.iter().zip(&mut targets) {
             let (name, span) = (&config.name, target_span(&config.name));
-            let attempt = config.file.notify.as_ref().and_then(Notify::timeout).unwrap_or_default();
+            let attempt = config.sink.notify().and_then(Notify::timeout).unwrap_or_default();
             let done = tokio::select! {
                 // A target that is dropped half way through is as after a crash.
                 done = target.once(self.wait.max(attempt + ATTEMPT_MARGIN)).instrument(span) => done,
@@ -439,7 +447,7 @@ impl Consumer {
 
     /// Why a target's notification may not have been acked.
     fn reasons(&self, config: &TargetConfig) -> String {
-        let notifier = config.file.shared.as_ref().unwrap_or(&config.name);
+        let notifier = config.sink.shared().unwrap_or(&config.name);
         let (conditions, notify) = (self.readiness.conditions(), format!("notify {notifier}"));
         let parts = [claim::PART, "requests", "receivers", &notify];
         parts.iter().filter_map(|part| conditions.reason(part)).map(|reason| format!(": {reason}")).collect()

@@ -17,7 +17,10 @@ use rollcall_shared::{
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{config::TargetConfig, roll::Selection, sink::file::FileSink, state_dir::StateDir};
+use crate::{config::TargetConfig, roll::Selection, sink::Sink};
+
+/// Opens a sink, on a thread that may block.
+pub type Open = Box<dyn FnOnce() -> Box<dyn Sink> + Send>;
 
 /// How long what a stopped target has under way may take before its successor says that it waits for that. It goes on
 /// waiting: two must not install one file.
@@ -44,7 +47,7 @@ pub struct Arrived {
     /// The target.
     pub successor: Successor,
     /// Its sink, opened.
-    pub sink: FileSink,
+    pub sink: Box<dyn Sink>,
 }
 
 /// The targets that come. Dropping them ends that.
@@ -56,8 +59,8 @@ pub struct Coming {
 
 impl Coming {
     /// Has one more come, once these have ended.
-    pub fn push(&mut self, successor: Successor, before: Vec<TaskTracker>, state: Arc<StateDir>) {
-        self.tasks.spawn(successor.arrive(before, state));
+    pub fn push(&mut self, successor: Successor, before: Vec<TaskTracker>, open: Open) {
+        self.tasks.spawn(successor.arrive(before, open));
     }
 
     /// How the target of a name fares until it is set to work.
@@ -84,22 +87,22 @@ impl Coming {
 
 impl Successor {
     /// Gives nothing where it was stopped before.
-    async fn arrive(self, before: Vec<TaskTracker>, state: Arc<StateDir>) -> Option<Arrived> {
+    async fn arrive(self, before: Vec<TaskTracker>, open: Open) -> Option<Arrived> {
         let sink = tokio::select! {
             // What is opened by a thread that hangs counts among its tasks.
             biased;
             () = self.stop.cancelled() => return None,
-            sink = self.open(&before, state) => sink,
+            sink = self.open(&before, open) => sink,
         };
         Some(Arrived { successor: self, sink })
     }
 
-    async fn open(&self, before: &[TaskTracker], state: Arc<StateDir>) -> FileSink {
+    async fn open(&self, before: &[TaskTracker], open: Open) -> Box<dyn Sink> {
         self.wait(before).await;
-        let (config, at_work) = (self.config.clone(), self.tasks.token());
+        let at_work = self.tasks.token();
         let opening = tokio::task::spawn_blocking(move || {
             let _at_work = at_work;
-            FileSink::open(&config, state)
+            open()
         });
         opening.await.expect("opening does not panic")
     }

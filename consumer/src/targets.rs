@@ -21,24 +21,27 @@ use crate::{
     config::TargetConfig,
     embedded,
     roll::Selection,
-    sink::file::{
-        Check, FileSink,
-        check::{ContainerChecker, Place, container::Surroundings},
-        notify::{
-            Notifier, NotifierHandle, Notify,
-            command::CommandNotifier,
-            nodes::{NodeReports, TargetReports},
-            notifier::Attempt,
-            pid_file::PidFileNotifier,
-            requests::{AllChecks, Requested},
-            shared::{self, Message, SharedNotifier},
-            signal::{AllRequests, SignalNotifier},
+    sink::{
+        self, Equipment, Sink,
+        file::{
+            check::{ContainerChecker, Place, container::Surroundings},
+            notify::{
+                Notifier, NotifierHandle, Notify,
+                command::CommandNotifier,
+                nodes::{NodeReports, TargetReports},
+                notifier::Attempt,
+                pid_file::PidFileNotifier,
+                requests::{AllChecks, Requested},
+                shared::{self, Message, SharedNotifier},
+                signal::{AllRequests, SignalNotifier},
+            },
         },
+        http::Pages,
     },
     state_dir::StateDir,
     succession::{Arrived, Coming, Successor},
     supervisor::{SHUTDOWN_TIMEOUT, Supervisor},
-    target::{Target, pacer::Pacer},
+    target::{Target, pacer::Pacer, reporter::Reporter, status::Board},
 };
 
 /// The buffer of what targets say to a notifier that they share, which reads it at once.
@@ -66,6 +69,16 @@ pub struct Targets {
     stopped: Vec<Opened>,
     coming: Coming,
     shared: SharedNotifiers,
+    published: Published,
+}
+
+/// What the targets publish by HTTP. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// How they fare.
+    pub board: Board,
+    /// The answers of those that are served.
+    pub pages: Pages,
 }
 
 /// A target that is there: it comes, is opened, or is at work.
@@ -102,6 +115,7 @@ impl Targets {
         node_reports: NodeReports,
         record: ConsumerRecord,
         readiness: Readiness,
+        published: Published,
     ) -> Self {
         Self {
             stop,
@@ -117,6 +131,7 @@ impl Targets {
             stopped: Vec::new(),
             coming: Coming::default(),
             shared: SharedNotifiers::default(),
+            published,
         }
     }
 
@@ -139,9 +154,9 @@ impl Targets {
         self.shared.retain(targets);
         let mut records = BTreeMap::<TargetName, TargetRecord>::new();
         for target in targets {
-            let notifier = target.file.shared.as_ref().unwrap_or(&target.name);
+            let notifier = target.sink.shared().unwrap_or(&target.name);
             records.entry(notifier.clone()).or_default().delivery = embedded::delivery(target).cloned();
-            let check = target.file.check.as_ref().and_then(Check::rule);
+            let check = target.sink.file().and_then(|file| file.check.as_ref()?.rule());
             records.entry(target.name.clone()).or_default().check = check;
         }
         let targets = records;
@@ -175,8 +190,10 @@ impl Targets {
     }
 
     /// Opens sinks for targets that were checked.
-    pub async fn sinks(state: Arc<StateDir>, targets: Vec<TargetConfig>) -> Vec<FileSink> {
-        let open = move || targets.iter().map(|target| FileSink::open(target, state.clone())).collect();
+    pub async fn sinks(&self, state: Arc<StateDir>, targets: Vec<TargetConfig>) -> Vec<Box<dyn Sink>> {
+        let pages = self.published.pages.clone();
+        let open =
+            move || targets.iter().map(|target| sink::open(target, state.clone(), pages.clone())).collect();
         tokio::task::spawn_blocking(open).await.expect("opening does not panic")
     }
 
@@ -185,7 +202,7 @@ impl Targets {
         &mut self,
         supervisor: &mut Supervisor,
         config: TargetConfig,
-        sink: FileSink,
+        sink: Box<dyn Sink>,
         selection: watch::Receiver<Selection>,
     ) -> Target {
         let opened = self.admit(config);
@@ -203,17 +220,16 @@ impl Targets {
         &mut self,
         supervisor: &mut Supervisor,
         opened: &Opened,
-        sink: FileSink,
+        mut sink: Box<dyn Sink>,
         selection: watch::Receiver<Selection>,
     ) -> Target {
         let config = &opened.config;
-        let notify = config.file.notify.as_ref();
-        let notifier = notify.map(|notify| self.notifier(supervisor, opened, notify));
+        let notifier = config.sink.notify().map(|notify| self.notifier(supervisor, opened, notify));
         let part = self.readiness.part(format!("target {}", config.name));
         let (name, pacer) = (config.name.clone(), Pacer::new(config.pace));
-        let checker = self.checker(supervisor, config);
-        let sink = Box::new(sink.tracked(opened.tasks.clone()).checked_by(checker));
-        Target::new(name, selection, sink, pacer, config.reconcile, notifier, part)
+        sink.equip(Equipment { tasks: opened.tasks.clone(), checker: self.checker(supervisor, config) });
+        let status = self.published.board.entry(config.name.clone());
+        Target::new(name, selection, sink, pacer, config.reconcile, notifier, Reporter::new(part, status))
     }
 
     /// Sets an opened target to work.
@@ -243,7 +259,9 @@ impl Targets {
         let before = before.map(|stopped| stopped.tasks.clone()).collect();
         let part = self.coming.part(&config.name, &self.readiness);
         let Opened { config, stop, tasks } = self.admit(config);
-        self.coming.push(Successor { config, selection, stop, tasks, part }, before, state);
+        let (target, pages) = (config.clone(), self.published.pages.clone());
+        let open = Box::new(move || sink::open(&target, state, pages));
+        self.coming.push(Successor { config, selection, stop, tasks, part }, before, open);
     }
 
     /// Waits until a target that comes can be set to work. Cancel safe.
@@ -263,7 +281,7 @@ impl Targets {
 
     /// What has a target's files checked in containers, where that is wanted.
     fn checker(&mut self, supervisor: &mut Supervisor, config: &TargetConfig) -> Option<ContainerChecker> {
-        let check = config.file.check.as_ref()?;
+        let check = config.sink.file()?.check.as_ref()?;
         let Place::Containers { to: _, dir } = &check.place else { return None };
         self.follow_nodes(supervisor);
         let surroundings = Surroundings {
@@ -284,7 +302,7 @@ impl Targets {
 
     /// What notifies of a target's changes: its own notifier, or one that it shares.
     fn notifier(&mut self, supervisor: &mut Supervisor, of: &Opened, notify: &Notify) -> NotifierHandle {
-        let Some(name) = &of.config.file.shared else {
+        let Some(name) = of.config.sink.shared() else {
             return self.launch(supervisor, of, of.config.name.clone(), notify, None);
         };
         let messages = match self.shared.get(name) {
@@ -358,7 +376,8 @@ impl Targets {
                 Attempt::PidFile(Arc::new(PidFileNotifier { pid_file, signal, process }))
             }
             Notify::Command { command, timeout } => {
-                Attempt::Command(CommandNotifier { command, dest: config.file.dest.clone(), timeout })
+                let dest = config.sink.file().map(|file| file.dest.clone()).unwrap_or_default();
+                Attempt::Command(CommandNotifier { command, dest, timeout })
             }
         };
         let target = target.to_string();
@@ -376,7 +395,7 @@ impl Targets {
 impl Opened {
     /// Whether it is to have ended before the other one begins.
     fn precedes(&self, config: &TargetConfig) -> bool {
-        self.config.name == config.name || self.config.absolute_dest() == config.absolute_dest()
+        self.config.name == config.name || self.config.sink.overlaps(&config.sink)
     }
 
     /// Runs one of the target's tasks, which may end once the target is asked to.
@@ -440,9 +459,9 @@ impl SharedNotifiers {
     /// Ends those that none of these targets uses as they are.
     fn retain(&mut self, targets: &[TargetConfig]) {
         let is_used = |name: &TargetName, notify: &Notify| {
-            targets.iter().any(|target| {
-                target.file.shared.as_ref() == Some(name) && target.file.notify.as_ref() == Some(notify)
-            })
+            targets
+                .iter()
+                .any(|target| target.sink.shared() == Some(name) && target.sink.notify() == Some(notify))
         };
         let former = &mut self.former;
         self.running.retain(|name, Shared { notify, stop, tasks, messages: _ }| {

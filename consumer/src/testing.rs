@@ -9,7 +9,7 @@ use rollcall_shared::{
     model::{
         claim::Claim,
         instance::{Address, Instance, InstanceId, Protocol, Status},
-        name::NodeName,
+        name::{NodeName, TargetName},
         node::NodeRecord,
     },
     process::readiness::Readiness,
@@ -19,6 +19,7 @@ use rollcall_shared::{
 use crate::{
     roll::{Shift, Shifts},
     state_dir::StateDir,
+    target::{reporter::Reporter, status::Board},
 };
 
 /// The keys of every test.
@@ -107,6 +108,17 @@ pub fn come(instances: impl IntoIterator<Item = (InstanceId, Instance)>) -> Shif
         listed: true,
         revision: Revision(1),
     }
+}
+
+/// A target's name.
+pub fn target_name(name: &str) -> TargetName {
+    name.parse().expect("a name")
+}
+
+/// A reporter that nobody reads.
+pub fn reporter(name: &str) -> Reporter {
+    let part = Readiness::default().part(format!("target {name}"));
+    Reporter::new(part, Board::default().entry(target_name(name)))
 }
 
 /// A state folder that reports to nobody.

@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     roll::{RawSelect, StackChoice},
-    sink::file::{notify::settings::RawNotify, render::Format, settings::RawFile},
+    sink::{
+        file::{notify::settings::RawNotify, render::Format, settings::RawFile},
+        settings::RawSink,
+    },
 };
 
 /// The port that every Citus worker listens at, as workerlist-gen has it.
@@ -101,11 +104,14 @@ impl CitusSettings {
             guard: None,
             reconcile: None,
             allow_empty,
-            file: RawFile {
-                dest: Some(confdir.join("pg_worker_list.conf")),
-                format: Some(Format::CitusWorkers),
-                notify: Some(self.raw_notify(tool, stack)),
-                ..RawFile::default()
+            sink: RawSink {
+                kind: None,
+                file: RawFile {
+                    dest: Some(confdir.join("pg_worker_list.conf")),
+                    format: Some(Format::CitusWorkers),
+                    notify: Some(self.raw_notify(tool, stack)),
+                    ..RawFile::default()
+                },
             },
         }
     }
@@ -132,7 +138,7 @@ mod tests {
     use rollcall_shared::model::instance::Protocol;
 
     use super::*;
-    use crate::{sink::file::render::Content, target::pacer::PaceSettings};
+    use crate::target::pacer::PaceSettings;
 
     fn target(settings: &CitusSettings, common: &CommonFlags) -> TargetConfig {
         settings.parse(common, true).expect("a target")
@@ -142,8 +148,8 @@ mod tests {
     fn its_target_lists_the_workers_as_workerlist_gen_does() {
         let target = target(&CitusSettings::default(), &CommonFlags::default());
         assert_eq!(target.name.as_str(), "citus");
-        assert_eq!(target.file.dest, Path::new("/etc/citus/pg_worker_list.conf"));
-        assert_eq!(target.file.content, Content::Format(Format::CitusWorkers));
+        assert_eq!(target.sink.file().expect("a file").dest, Path::new("/etc/citus/pg_worker_list.conf"));
+        assert_eq!(target.sink.format(), Some(Format::CitusWorkers));
         assert_eq!(target.select.labels, ["com.citusdata.role=Worker".parse().expect("a label")]);
         assert_eq!(target.select.ports, [5432]);
         assert_eq!(target.select.protocol, Some(Protocol::Tcp));
@@ -172,8 +178,8 @@ mod tests {
             };
             assert!(settings.is_given());
             let target = settings.parse(&CommonFlags::default(), embedded).expect("a target");
-            assert_eq!(target.file.dest, Path::new("/data/pg_worker_list.conf"));
-            assert_eq!(target.file.notify.as_ref().expect("a notifier").to_string(), expected);
+            assert_eq!(target.sink.file().expect("a file").dest, Path::new("/data/pg_worker_list.conf"));
+            assert_eq!(target.sink.notify().expect("a notifier").to_string(), expected);
             assert_eq!(target.wants_own_stack(), own_stack, "{expected}");
         }
     }
@@ -189,7 +195,7 @@ mod tests {
             target.set_own_stack(own).expect("none is no failure");
             assert!(!target.wants_own_stack());
             assert_eq!(target.select.stack.as_ref().and_then(StackChoice::name), own);
-            assert_eq!(target.file.notify.expect("a notifier").to_string(), expected);
+            assert_eq!(target.sink.notify().expect("a notifier").to_string(), expected);
         }
     }
 

@@ -15,9 +15,12 @@ use super::{
 };
 use crate::{
     roll::{RawSelect, SelectFlags, StackChoice},
-    sink::file::{
-        notify::settings::NotifyFlags,
-        settings::{FileFlags, RawFile},
+    sink::{
+        file::{
+            notify::settings::NotifyFlags,
+            settings::{FileFlags, RawFile},
+        },
+        settings::RawSink,
     },
     target::pacer::PaceFlags,
 };
@@ -200,7 +203,7 @@ impl TargetFlags {
             guard: None,
             reconcile: None,
             allow_empty,
-            file: RawFile { notify, ..file },
+            sink: RawSink { file: RawFile { notify, ..file }, ..RawSink::default() },
         }
     }
 }
@@ -261,7 +264,8 @@ mod tests {
             "--bkp-dir=/tmp/b",
             "--pace=3/1s",
         ]);
-        let TargetConfig { name, select, pace, file, .. } = target;
+        let TargetConfig { name, select, pace, sink, .. } = target;
+        let file = sink.file().expect("a file").clone();
         assert_eq!(name.as_str(), "default");
         assert_eq!(select.named_services().services, ["web".parse().expect("a name")]);
         assert_eq!(select.labels.len(), 2);
@@ -282,7 +286,7 @@ mod tests {
     #[test]
     fn a_heartbeat_is_a_pace_of_its_own() {
         let target = target(&["--dest=/tmp/x", "--template=/tmp/t.j2", "--heartbeat=30s"]);
-        assert_eq!(target.file.content, Content::Template("/tmp/t.j2".into()));
+        assert_eq!(target.sink.content(), Some(&Content::Template("/tmp/t.j2".into())));
         assert_eq!(target.pace, PaceSettings::heartbeat(Duration::from_secs(30)));
     }
 }

@@ -119,8 +119,8 @@ mod tests {
         assert!(plan.embedded && plan.citus);
         let [target] = plan.targets.as_slice() else { panic!("one target") };
         assert_eq!(target.name.as_str(), "citus");
-        assert_eq!(target.file.dest, Path::new("/etc/citus/pg_worker_list.conf"));
-        let notify = target.file.notify.as_ref().expect("a notifier");
+        assert_eq!(target.sink.file().expect("a file").dest, Path::new("/etc/citus/pg_worker_list.conf"));
+        let notify = target.sink.notify().expect("a notifier");
         assert_eq!(notify.to_string(), "HUP to container citus_master");
     }
 

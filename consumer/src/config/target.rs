@@ -9,11 +9,9 @@ use rollcall_shared::{
 
 use crate::{
     roll::{RawSelect, Select, StackChoice},
-    sink::file::{
-        FileConfig,
-        notify::Notify,
-        render::{Content, Format},
-        settings::RawFile,
+    sink::{
+        file::{notify::Notify, render::Format},
+        settings::{RawSink, SinkConfig, SinkKind},
     },
     target::{
         loss_guard::{GuardSettings, RawGuard},
@@ -38,11 +36,11 @@ pub struct RawTarget {
     pub reconcile: Option<Duration>,
     /// Whether a file with something in it may be emptied where nothing has matched yet.
     pub allow_empty: bool,
-    /// Its file.
-    pub file: RawFile,
+    /// What it writes to.
+    pub sink: RawSink,
 }
 
-/// A target: one rendered file and what follows from it.
+/// A target: what is kept as the roll calls for, and what follows from it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TargetConfig {
     /// Its name, unique among the consumer's targets.
@@ -59,14 +57,14 @@ pub struct TargetConfig {
     pub reconcile: Duration,
     /// Whether a file with something in it may be emptied where nothing has matched yet.
     pub allow_empty: bool,
-    /// Its file.
-    pub file: FileConfig,
+    /// What it writes to.
+    pub sink: SinkConfig,
 }
 
 impl TargetConfig {
-    /// The path of its file from the root. Where there is no current folder, a relative path is compared as it is.
-    pub fn absolute_dest(&self) -> std::path::PathBuf {
-        std::path::absolute(&self.file.dest).unwrap_or_else(|_| self.file.dest.clone())
+    /// Whether it is a file that nobody is told of.
+    pub fn is_unnotified(&self) -> bool {
+        self.sink.kind() == SinkKind::File && self.sink.notify().is_none()
     }
 
     /// Whether it is narrowed to the consumer's own stack.
@@ -84,9 +82,8 @@ impl TargetConfig {
         let resolved =
             |stack: StackChoice| stack.resolved(own).map_err(|error| error.within(&outer)).transpose();
         self.select.stack = self.select.stack.take().and_then(&resolved).transpose()?.map(StackChoice::Named);
-        if let (Some(stack), Some(Notify::Signal(delivery))) =
-            (self.notify_stack.take(), &mut self.file.notify)
-        {
+        let notify = self.sink.file_mut().and_then(|file| file.notify.as_mut());
+        if let (Some(stack), Some(Notify::Signal(delivery))) = (self.notify_stack.take(), notify) {
             delivery.to.stack = resolved(stack).transpose()?;
         }
         Ok(())
@@ -102,12 +99,13 @@ impl RawTarget {
     /// # Errors
     /// The setting that cannot work, by its name in TOML.
     pub fn parse(self) -> Result<TargetConfig, SettingError> {
-        let Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file } = self;
-        let notify_stack = file.notify.as_ref().and_then(|notify| notify.stack.clone());
-        let file = file.parse()?;
-        let default_pace = if file.notify.is_some() { PaceSettings::reload() } else { PaceSettings::none() };
+        let Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, sink } = self;
+        let notify_stack = sink.file.notify.as_ref().and_then(|notify| notify.stack.clone());
+        let sink = sink.parse()?;
+        let default_pace =
+            if sink.notify().is_some() { PaceSettings::reload() } else { PaceSettings::none() };
         let mut select = select.parse();
-        if let Content::Format(format) = file.content {
+        if let Some(format) = sink.format() {
             restrict(&mut select, format)?;
         }
         if let Some(reconcile) = reconcile.filter(Duration::is_zero) {
@@ -121,7 +119,7 @@ impl RawTarget {
             guard: guard.map(RawGuard::parse).transpose()?.unwrap_or_default(),
             reconcile: reconcile.unwrap_or(RECONCILE_INTERVAL),
             allow_empty,
-            file,
+            sink,
         })
     }
 }
@@ -130,6 +128,7 @@ impl RawTarget {
 impl RawTarget {
     /// A target of everything there is.
     pub fn json(name: &str, dest: &str) -> Self {
+        use crate::sink::file::settings::RawFile;
         let file = RawFile { dest: Some(dest.into()), format: Some(Format::Json), ..RawFile::default() };
         let name = name.parse().expect("a name");
         Self {
@@ -140,7 +139,7 @@ impl RawTarget {
             guard: None,
             reconcile: None,
             allow_empty: false,
-            file,
+            sink: RawSink { file, ..RawSink::default() },
         }
     }
 }
@@ -163,11 +162,12 @@ mod tests {
     use rollcall_shared::model::instance::Protocol;
 
     use super::*;
-    use crate::sink::file::notify::settings::RawNotify;
+    use crate::sink::file::{notify::settings::RawNotify, settings::RawFile};
 
     fn target(format: Format) -> RawTarget {
         let raw = RawTarget::json("web", "/x");
-        RawTarget { file: RawFile { format: Some(format), ..raw.file }, ..raw }
+        let file = RawFile { format: Some(format), ..raw.sink.file };
+        RawTarget { sink: RawSink { file, ..raw.sink }, ..raw }
     }
 
     #[test]
@@ -176,7 +176,7 @@ mod tests {
         let pace = |raw: &RawTarget| raw.clone().parse().expect("a target").pace;
         assert_eq!(pace(&raw), PaceSettings::none());
         let container = Some("proxy".parse().expect("a name"));
-        raw.file.notify = Some(RawNotify { container, ..RawNotify::default() });
+        raw.sink.file.notify = Some(RawNotify { container, ..RawNotify::default() });
         assert_eq!(pace(&raw), PaceSettings::reload());
         raw.heartbeat = Some(Duration::from_secs(9));
         assert_eq!(pace(&raw), PaceSettings::heartbeat(Duration::from_secs(9)));

@@ -4,7 +4,7 @@
 //! afterwards, and named by target and setting.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fmt, fs,
     marker::PhantomData,
     path::{Path, PathBuf},
@@ -31,7 +31,7 @@ use crate::{
     sink::file::{
         check::settings::RawCheck,
         command::CommandLine,
-        install::{self, Mode, Owner},
+        install::{Mode, Owner},
         notify::settings::{NotifyOrName, RawNotify},
         render::{
             Format, RawRenderSettings, haproxy::RawHaproxy, nginx_proxy::settings::RawNginxProxy,
@@ -40,6 +40,7 @@ use crate::{
         settings::{RawBackups, RawFile},
         verify::RawVerify,
     },
+    sink::settings::{RawSink, SinkKind},
     target::{loss_guard::RawGuard, pacer::RawPace},
 };
 
@@ -101,20 +102,13 @@ fn parse(text: &str) -> Result<Vec<TargetConfig>, FileError> {
 
 /// Checks that no two targets have one name or one file.
 fn check_distinct(targets: &[TargetConfig]) -> Result<(), SettingError> {
-    let (mut names, mut files) = (HashSet::new(), HashSet::new());
-    for target in targets {
-        let TargetConfig { name, file, .. } = target;
-        if !names.insert(name) {
+    for (place, target) in targets.iter().enumerate() {
+        let (TargetConfig { name, sink, .. }, before) = (target, &targets[..place]);
+        if before.iter().any(|other| other.name == *name) {
             return Err(SettingError::new("target name", name, "a name that no other target has"));
         }
-        let overlaps = |other: &TargetConfig| {
-            let (ours, theirs) = (target.absolute_dest(), other.absolute_dest());
-            install::files::matches(&ours, &theirs) || install::files::matches(&theirs, &ours)
-        };
-        if targets.iter().any(|other| other.name != *name && overlaps(other))
-            || !files.insert(target.absolute_dest())
-        {
-            let error = SettingError::new("dest", file.dest.display(), "a file that no other target has");
+        if before.iter().any(|other| other.sink.overlaps(sink)) {
+            let error = SettingError::new("dest", sink, "a file that no other target has");
             return Err(error.within(&format!("target {name}: ")));
         }
     }
@@ -130,7 +124,7 @@ fn check_notifiers<'n>(
         if targets.iter().any(|target| target.name == *name) {
             return Err(SettingError::new("notifier", name, "a name that no target has"));
         }
-        if !targets.iter().any(|target| target.file.shared.as_ref() == Some(name)) {
+        if !targets.iter().any(|target| target.sink.shared() == Some(name)) {
             let expected = format!("a target with notify = \"{name}\"");
             return Err(SettingError::new("notifier", name, expected));
         }
@@ -153,6 +147,7 @@ struct TargetsFile {
 #[serde(deny_unknown_fields)]
 struct TargetTable {
     name: TargetName,
+    sink: Option<SinkKind>,
     dest: Option<PathBuf>,
     format: Option<Format>,
     template: Option<PathBuf>,
@@ -198,8 +193,8 @@ impl TargetTable {
             }
         };
         let raw = RawTarget::from(self);
-        let file = RawFile { notify, shared, ..raw.file };
-        RawTarget { file, ..raw }.parse().map_err(|error| error.within(&outer))
+        let file = RawFile { notify, shared, ..raw.sink.file };
+        RawTarget { sink: RawSink { file, ..raw.sink }, ..raw }.parse().map_err(|error| error.within(&outer))
     }
 }
 
@@ -208,11 +203,20 @@ impl From<TargetTable> for RawTarget {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, .. } = table;
         let TargetTable { check, check_timeout, check_isolates, verify, .. } = table;
-        let TargetTable { nginx_proxy, haproxy, vars, .. } = table;
+        let TargetTable { sink, nginx_proxy, haproxy, vars, .. } = table;
         let render = RawRenderSettings { nginx_proxy, haproxy, vars };
         let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
         let file = RawFile { check, check_timeout, check_isolates, verify, backups, ..file };
-        Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, file }
+        Self {
+            name,
+            select,
+            pace,
+            heartbeat,
+            guard,
+            reconcile,
+            allow_empty,
+            sink: RawSink { kind: sink, file },
+        }
     }
 }
 
@@ -402,7 +406,8 @@ stack = "shop"
 signal = "USR1"
 "#)
         .expect("a target");
-        let TargetConfig { name, select, pace, guard, reconcile, allow_empty, file, .. } = target;
+        let TargetConfig { name, select, pace, guard, reconcile, allow_empty, sink, .. } = target;
+        let file = sink.file().expect("a file").clone();
         assert!(allow_empty);
         assert_eq!(name.as_str(), "web");
         assert_eq!(select.services.len(), 2);
@@ -433,14 +438,16 @@ signal = "USR1"
         assert_eq!(target.pace, PaceSettings::none());
         assert_eq!(target.guard, GuardSettings::default());
         assert_eq!(target.reconcile, Duration::from_secs(30));
-        assert_eq!((target.file.check, target.file.backups, target.file.notify), (None, None, None));
+        let file = target.sink.file().expect("a file");
+        assert_eq!((&file.check, &file.backups, &file.notify), (&None, &None, &None));
         let rest = "format = \"citus-workers\"\ncheck = \"a {file}\"\nbackups = { dir = \"/b\" }\n[target.notify]\ncommand = [\"b\", \"c d\"]";
         let target = web(rest).expect("a target");
         assert_eq!(target.select.protocol, Some(Protocol::Tcp));
         assert_eq!(target.pace, PaceSettings::reload());
-        assert_eq!(target.file.check.expect("a check").timeout, Duration::from_secs(10));
-        assert_eq!(target.file.backups.expect("backups").keep, 10);
-        assert_eq!(target.file.notify.expect("a notifier").to_string(), "command b c d");
+        let file = target.sink.file().expect("a file").clone();
+        assert_eq!(file.check.expect("a check").timeout, Duration::from_secs(10));
+        assert_eq!(file.backups.expect("backups").keep, 10);
+        assert_eq!(file.notify.expect("a notifier").to_string(), "command b c d");
     }
 
     #[test]
@@ -448,7 +455,7 @@ signal = "USR1"
         for (rest, expected) in [
             (
                 "formt = \"json\"",
-                "line 4, \"formt = \\\"json\\\"\": unknown field `formt`, expected one of `name`, `dest`, `format`,",
+                "line 4, \"formt = \\\"json\\\"\": unknown field `formt`, expected one of `name`, `sink`, `dest`, `format`,",
             ),
             (
                 "format = \"jason\"",

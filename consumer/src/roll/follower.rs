@@ -171,7 +171,7 @@ impl Follower {
             let last = known.remove(&target.name);
             let selection = match last {
                 Some(last) if last.borrow().is_of(&target.select, target.guard) => {
-                    if matches!(target.file.content, Content::Template(_)) {
+                    if matches!(target.sink.content(), Some(Content::Template(_))) {
                         last.send_modify(Selection::touch);
                     }
                     last

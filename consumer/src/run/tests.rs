@@ -34,6 +34,7 @@ mod many_files;
 mod notifying;
 mod once;
 mod reloading;
+mod serving;
 mod sharing;
 mod verifying;
 
@@ -85,6 +86,7 @@ impl Scene {
 
     fn consumer(&self) -> Consumer {
         Consumer {
+            published: Published::default(),
             supervisor: Supervisor::new(CancellationToken::new()),
             readiness: Readiness::default(),
             store: Arc::new(self.store.clone()),

@@ -1,20 +1,74 @@
 //! What a target writes to.
 
-use async_trait::async_trait;
-use jiff::Timestamp;
-use tokio::{sync::watch, time::Instant};
-
-use crate::{
-    roll::Selection,
-    target::{generation::Generation, state::Acked},
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
 };
 
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use rollcall_shared::process::setting::SettingError;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::TargetConfig,
+    roll::Selection,
+    state_dir::StateDir,
+    target::{generation::Generation, state::Acked},
+};
+use file::{FileSink, check::ContainerChecker};
+use http::{HttpSink, Pages};
+use settings::SinkConfig;
+
 pub mod file;
+pub mod http;
+mod intake;
+pub mod preview;
 pub mod program;
+pub mod settings;
+
+/// Checks what can be known to be wrong with a target's sink before there is a roll.
+///
+/// # Errors
+/// A setting that cannot work.
+pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
+    match &target.sink {
+        SinkConfig::File(file) => FileSink::check(target, file),
+        SinkConfig::Http(http) => http.check(target),
+    }
+}
+
+/// Opens the sink of a target that was checked. It blocks.
+pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>, pages: Pages) -> Box<dyn Sink> {
+    match &target.sink {
+        SinkConfig::File(file) => Box::new(FileSink::open(target, file, state_dir)),
+        SinkConfig::Http(http) => Box::new(HttpSink::open(target, http, state_dir, pages)),
+    }
+}
+
+/// What a sink works with that is there once its target is set up.
+#[derive(Debug)]
+pub struct Equipment {
+    /// Counts what it does on other threads, which goes on when nobody waits for it any more.
+    pub tasks: TaskTracker,
+    /// Checks files in containers, where that is wanted.
+    pub checker: Option<ContainerChecker>,
+}
 
 /// Something that is kept as the roll calls for.
+///
+/// ```text
+/// selection -> apply (observe, plan, apply) -> notified -> verify -> read back -> acked
+/// ```
 #[async_trait]
 pub trait Sink: Send + std::fmt::Debug + 'static {
+    /// Has it work with this.
+    fn equip(&mut self, _: Equipment) {}
+
     /// Brings it up to the selection as it is now. What is equal is not written.
     ///
     /// # Errors
@@ -29,6 +83,16 @@ pub trait Sink: Send + std::fmt::Debug + 'static {
         Ok(())
     }
 
+    /// Asks the program behind whether it has what was applied, where it follows by itself; `None` where nobody is asked.
+    fn read_back(&self) -> Option<ReadBack> {
+        None
+    }
+
+    /// Waits until what is behind it is another than it was, such as a program that has restarted. Cancel safe.
+    async fn disturbed(&mut self) {
+        std::future::pending().await
+    }
+
     /// Remembers over restarts which generation was acked, and by which receivers. It may have another one by now.
     ///
     /// # Errors
@@ -38,6 +102,30 @@ pub trait Sink: Send + std::fmt::Debug + 'static {
 
 /// Why a sink could not do what was asked.
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A question to the program behind a sink; an error says what it does not have, or why it cannot be asked.
+pub struct ReadBack(BoxFuture<'static, Result<(), SinkError>>);
+
+impl ReadBack {
+    /// This question.
+    pub fn new(asking: impl Future<Output = Result<(), SinkError>> + Send + 'static) -> Self {
+        Self(Box::pin(asking))
+    }
+}
+
+impl Future for ReadBack {
+    type Output = Result<(), SinkError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl fmt::Debug for ReadBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadBack")
+    }
+}
 
 /// What became of a selection.
 #[derive(Debug)]
@@ -68,6 +156,8 @@ pub struct Content {
     pub instances: usize,
     /// Services that keep what they have lost, and why, on one line each: until then, the sink is not ready.
     pub held: Vec<String>,
+    /// What cannot be had, and why, on one line each: until that changes, the sink is not ready.
+    pub refused: Vec<String>,
     /// What is worth a look and stops nothing, on one line each, such as instances that it cannot express.
     pub notes: Vec<String>,
     /// When the containers started that it has for the first time.

@@ -51,9 +51,14 @@ impl Matched {
         self.has_matched = true;
     }
 
+    /// Whether there is something to remember.
+    pub fn is_due(&self) -> bool {
+        self.has_matched && !self.is_remembered
+    }
+
     /// Remembers whether something has. The state folder reports what fails.
     pub fn remember(&mut self) {
-        if self.has_matched && !self.is_remembered {
+        if self.is_due() {
             let remembered = Remembered { v: V1, subject: self.subject.clone() };
             let written = self.dir.write(&self.file, |to| Ok(serde_json::to_writer(to, &remembered)?));
             self.is_remembered = written.is_ok();
@@ -72,7 +77,7 @@ fn file_name(target: &TargetConfig) -> String {
 }
 
 fn subject(target: &TargetConfig) -> Digest {
-    Digest::of(format!("{} {:?}", target.file.dest.display(), target.select).as_bytes())
+    Digest::of(format!("{} {:?}", target.sink, target.select).as_bytes())
 }
 
 fn is_of(bytes: Option<Vec<u8>>, subject: &Digest) -> bool {

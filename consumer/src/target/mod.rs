@@ -4,7 +4,9 @@ pub mod generation;
 pub mod loss_guard;
 pub mod matched;
 pub mod pacer;
+pub mod reporter;
 pub mod state;
+pub mod status;
 #[allow(clippy::module_inception, reason = "the room is named for its main type")]
 pub mod target;
 

@@ -11,18 +11,22 @@ use rollcall_shared::{
     process::{
         backoff::Backoff,
         error::one_line,
-        readiness::Part,
         time::{self, sleep_until},
     },
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{generation::Generation, pacer::Pacer, state::Acked};
+use super::{
+    generation::Generation,
+    pacer::Pacer,
+    reporter::{Reporter, Standing},
+    state::Acked,
+};
 use crate::{
     roll::Selection,
     sink::{
-        Applied, Content, Sink,
+        Applied, Content, ReadBack, Sink, SinkError,
         file::notify::{Notification, NotifierHandle, Order},
     },
 };
@@ -50,8 +54,13 @@ pub struct Target {
     backoff: Backoff,
     /// Why what was applied last does not work, if it does not.
     unverified: Option<String>,
+    /// The program behind the sink is asked whether it has what was applied.
+    reading: Option<ReadBack>,
+    /// When to ask it again.
+    read_at: Option<Instant>,
+    read_backoff: Backoff,
     stop: CancellationToken,
-    part: Part,
+    reporter: Reporter,
 }
 
 #[derive(Debug)]
@@ -140,7 +149,7 @@ impl Target {
         pacer: Pacer,
         reconcile: Duration,
         notifier: Option<NotifierHandle>,
-        part: Part,
+        reporter: Reporter,
     ) -> Self {
         Self {
             name,
@@ -156,8 +165,11 @@ impl Target {
             remember_at: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
             unverified: None,
+            reading: None,
+            read_at: None,
+            read_backoff: Backoff::new(Duration::from_millis(20), Duration::from_secs(5)),
             stop: CancellationToken::new(),
-            part,
+            reporter,
         }
     }
 
@@ -182,7 +194,10 @@ impl Target {
                 self.remember().await;
                 continue;
             }
-            let next = [turn_at, self.remember_at].into_iter().flatten().min();
+            if self.read_at.is_some_and(|at| at <= now) {
+                self.begin_reading();
+            }
+            let next = [turn_at, self.remember_at, self.read_at].into_iter().flatten().min();
             tokio::select! {
                 // Every branch is cancel safe: a token, channels and a timer.
                 biased;
@@ -192,6 +207,8 @@ impl Target {
                     Err(_) => break,
                 },
                 Some(notification) = next_notification(&mut self.notifier) => self.notified(notification).await,
+                read = next_answer(&mut self.reading) => self.on_read(read.map_err(|error| one_line(&*error))),
+                () = self.sink.disturbed() => self.again = Some(Instant::now()),
                 () = sleep_until(next) => {}
             }
         }
@@ -226,7 +243,26 @@ impl Target {
             }
         }
         self.remember().await;
+        self.read_until(until).await?;
         self.unverified.take().map_or(Ok(()), |reason| Err(TargetError::NotApplied(reason)))
+    }
+
+    /// Waits until the program behind the sink has what was applied.
+    async fn read_until(&mut self, until: Instant) -> Result<(), TargetError> {
+        while let Some(reading) = &mut self.reading {
+            match tokio::time::timeout_at(until, reading).await {
+                Ok(read) => self.on_read(read.map_err(|error| one_line(&*error))),
+                Err(_) => break,
+            }
+            if let Some(at) = self.read_at.filter(|at| *at < until) {
+                tokio::time::sleep_until(at).await;
+                self.begin_reading();
+            }
+        }
+        match self.reporter.unread_reason() {
+            Some(reason) => Err(TargetError::NotApplied(reason.to_owned())),
+            None => Ok(()),
+        }
     }
 
     fn is_acked(&self) -> bool {
@@ -249,11 +285,11 @@ impl Target {
                 self.reconcile_at = Some(Instant::now() + self.reconcile);
                 let reason = match until {
                     Some(until) => {
-                        format!("keeps the last file for up to {}: {reason}", whole_seconds(until - begun))
+                        format!("keeps what it has for up to {}: {reason}", whole_seconds(until - begun))
                     }
-                    None => format!("keeps the last file: {reason}"),
+                    None => format!("keeps what it has: {reason}"),
                 };
-                self.part.failed(reason.clone());
+                self.reporter.set(Standing::Held(reason.clone()));
                 Err(TargetError::NotApplied(reason))
             }
             Ok(Applied::Unchanged(content)) => {
@@ -279,7 +315,7 @@ impl Target {
                 self.pacer.reloaded(now);
                 self.again = Some(now + self.backoff.next_delay());
                 let reason = one_line(&*error);
-                self.part.failed(reason.clone());
+                self.reporter.set(Standing::Failed(reason.clone()));
                 self.count("rollcall_consumer_failures_total");
                 Err(TargetError::NotApplied(reason))
             }
@@ -289,7 +325,7 @@ impl Target {
     /// The sink has this content now: has it notified, if that is not done.
     async fn take(&mut self, content: Content) {
         self.backoff.reset();
-        let Content { generation, acked, instances, held, notes, started, look_again } = content;
+        let Content { generation, acked, instances, held, refused, notes, started, look_again } = content;
         self.again = look_again;
         self.reconcile_at = Some(Instant::now() + self.reconcile);
         if self.notifier.is_some() {
@@ -300,13 +336,14 @@ impl Target {
         self.count("rollcall_consumer_renders_total");
         metrics::gauge!("rollcall_consumer_instances", "target" => self.name.to_string())
             .set(instances as f64);
-        match (held.is_empty(), notes.is_empty()) {
-            (true, true) => self.part.ready(),
-            (true, false) => self.part.noted(notes.join("; ")),
-            (false, _) => self.part.failed([held, notes].concat().join("; ")),
-        }
-        if self.notifier.is_none() || self.is_acked() {
-            self.verify().await;
+        self.reporter.has(instances, self.is_taken());
+        self.reporter.set(match (refused.is_empty(), held.is_empty()) {
+            (true, true) => Standing::Good(notes),
+            (true, false) => Standing::Held([held, notes].concat().join("; ")),
+            (false, _) => Standing::Failed([refused, held, notes].concat().join("; ")),
+        });
+        if self.is_taken() {
+            self.settle().await;
         }
     }
 
@@ -321,6 +358,35 @@ impl Target {
         self.current = Some(Current { generation, acked });
         // Unblock the notifier first; log and count afterwards.
         tokio::task::yield_now().await;
+    }
+
+    /// Whether everybody who is to be notified has taken what was applied.
+    fn is_taken(&self) -> bool {
+        self.notifier.is_none() || self.is_acked()
+    }
+
+    /// What was applied is taken: looks whether it works, and whether the program behind has it.
+    async fn settle(&mut self) {
+        self.verify().await;
+        self.read_backoff.reset();
+        self.begin_reading();
+    }
+
+    /// Asks the program behind the sink whether it has what was applied. A question that is under way is about what was.
+    fn begin_reading(&mut self) {
+        self.read_at = None;
+        self.reading = self.sink.read_back();
+    }
+
+    /// The program behind the sink has answered.
+    fn on_read(&mut self, read: Result<(), String>) {
+        self.reading = None;
+        if let Err(reason) = read {
+            self.read_at = Some(Instant::now() + self.read_backoff.next_delay());
+            self.reporter.unread(Some(reason));
+        } else {
+            self.reporter.unread(None);
+        }
     }
 
     /// Has what everybody has taken verified; where it does not work, what was verified last is put back and notified.
@@ -355,7 +421,8 @@ impl Target {
         if is_complete && !was_complete {
             self.acked(generation);
             self.remember().await;
-            self.verify().await;
+            self.reporter.taken();
+            self.settle().await;
         }
     }
 
@@ -389,6 +456,13 @@ fn whole_seconds(time: Duration) -> String {
     time::show(Duration::from_secs(time.as_secs()))
 }
 
+async fn next_answer(reading: &mut Option<ReadBack>) -> Result<(), SinkError> {
+    match reading {
+        Some(reading) => reading.await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn next_notification(notifier: &mut Option<NotifierHandle>) -> Option<Notification> {
     match notifier {
         Some(NotifierHandle { notifications, .. }) => {
@@ -403,15 +477,13 @@ async fn next_notification(notifier: &mut Option<NotifierHandle>) -> Option<Noti
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use async_trait::async_trait;
-    use rollcall_shared::process::readiness::Readiness;
-
     use super::*;
     use crate::{
         roll::Select,
-        sink::SinkError,
         target::{loss_guard::GuardSettings, pacer::PaceSettings},
+        testing,
     };
+    use async_trait::async_trait;
 
     /// Applies nothing, and counts how often it was asked to.
     #[derive(Debug, Default, Clone)]
@@ -435,9 +507,9 @@ mod tests {
             watch::Sender::new(Selection::new(Select::default().into(), GuardSettings::default()));
         let (sink, stop) = (Refusing::default(), CancellationToken::new());
         let pacer = Pacer::new(PaceSettings::heartbeat(Duration::from_secs(60)));
-        let (name, part) = ("web".parse().expect("a name"), Readiness::default().part("target web"));
+        let (name, reporter) = (testing::target_name("web"), testing::reporter("web"));
         let (receiver, reconcile) = (selection.subscribe(), Duration::from_secs(30));
-        let target = Target::new(name, receiver, Box::new(sink.clone()), pacer, reconcile, None, part);
+        let target = Target::new(name, receiver, Box::new(sink.clone()), pacer, reconcile, None, reporter);
         let running = tokio::spawn(target.run(stop.clone()));
         for _ in 0..590 {
             selection.send_modify(|_| {});

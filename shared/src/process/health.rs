@@ -82,7 +82,7 @@ pub async fn bind(listen: Listen) -> Result<Option<TcpListener>, SettingError> {
 pub type Explainer = Arc<dyn Fn(String) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
 
 /// The routes of an explainer. What it tells of a container is for this host: others are refused.
-fn explaining(explainer: Explainer) -> Router {
+pub fn explaining(explainer: Explainer) -> Router {
     let explain = async move |ConnectInfo(peer): ConnectInfo<SocketAddr>,
                               headers: HeaderMap,
                               Path(container): Path<String>| {
@@ -110,7 +110,7 @@ fn is_meant_for_loopback(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Answers until the token is cancelled.
+/// Answers until the token is cancelled, also what there is `more` than health and metrics.
 ///
 /// # Errors
 /// The listener's.
@@ -118,7 +118,7 @@ pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
     metrics: PrometheusHandle,
-    explainer: Option<Explainer>,
+    more: Router,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let ready = move || {
@@ -135,7 +135,7 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .merge(explainer.map(explaining).unwrap_or_default());
+        .merge(more);
     tracing::debug!(address = %listener.local_addr()?, "serving health and metrics");
     let router = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await

@@ -141,7 +141,7 @@ async fn a_file_that_someone_changes_while_it_is_held_is_told_of_and_put_back_af
     let running = scene.start(guard).await;
     scene.file_has("10.0.0.1 8001").await;
     scene.delete(1).await;
-    running.is_not_ready("target web", "keeps the last file: ").await;
+    running.is_not_ready("target web", "keeps what it has: ").await;
     fs::write(scene.path("file"), "other\n").expect("a file");
     running.is_not_ready("target web", "someone else changed the file meanwhile").await;
     assert_eq!(scene.file(), "other\n");
@@ -197,10 +197,10 @@ async fn once_and_a_dry_run_say_that_nothing_has_matched() {
     let failed = consumer.once(&configs, targets).await.expect_err("nothing matches").to_string();
     assert!(failed.contains("no instance is registered at all"), "{failed}");
     let (selections, _follower) = consumer.follow(&configs, None).await.expect("a store").expect("rows");
-    let Preview { text, outcome } = dry_run::preview(&configs[0], &selections[0], false).await;
+    let Preview { text, outcome } = preview::preview(&configs[0], &selections[0], false).await;
     assert_eq!(outcome.expect("it is held"), Outcome::Same);
     assert!(text.contains("stays as it is: nothing has matched yet"), "{text}");
-    let Preview { outcome, .. } = dry_run::preview(&configs[0], &selections[0], true).await;
+    let Preview { outcome, .. } = preview::preview(&configs[0], &selections[0], true).await;
     assert_eq!(outcome.expect("it has matched before"), Outcome::Changed);
     assert_eq!(scene.file(), "10.9.9.9 5432\n");
 }

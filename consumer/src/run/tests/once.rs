@@ -101,7 +101,7 @@ async fn a_dry_run_shows_what_would_change_checks_it_elsewhere_and_touches_nothi
     let plan = scene.plan(&format!("format = \"citus-workers\"\ncheck = {check:?}"));
     let mut consumer = scene.consumer();
     let (selections, _follower) = consumer.follow(&plan.targets, None).await.expect("a store").expect("rows");
-    let preview = async || dry_run::preview(&plan.targets[0], &selections[0], false).await;
+    let preview = async || preview::preview(&plan.targets[0], &selections[0], false).await;
     let Preview { text, outcome } = preview().await;
     assert_eq!(outcome.expect("it is checked"), Outcome::Changed);
     assert!(text.starts_with("--- /dev/null\n+++ ") && text.ends_with("\n+10.0.0.1 8001\n"), "{text}");
@@ -109,8 +109,8 @@ async fn a_dry_run_shows_what_would_change_checks_it_elsewhere_and_touches_nothi
     assert!(!scene.path("file").exists());
     fs::write(scene.path("bad"), "").expect("a file");
     let Preview { text, outcome } = preview().await;
-    let refused = dry_run::failure(&plan.targets[0], &outcome.expect_err("it is refused"));
-    assert!(refused.starts_with("target web: the check refuses the new file: sh ended with exit code 1: "));
+    let refused = one_line(&*outcome.expect_err("it is refused"));
+    assert!(refused.starts_with("the check refuses the new file: sh ended with exit code 1: "));
     assert!(refused.ends_with("/file") && text.contains("+10.0.0.1 8001"), "{refused}\n{text}");
     fs::write(scene.path("file"), "10.0.0.1 8001\n").expect("a file");
     assert_eq!(preview().await.outcome.expect("nobody checks it"), Outcome::Same);
@@ -126,7 +126,7 @@ async fn a_dry_run_counts_the_loss_guard_in() {
     scene.delete(1).await;
     until(async || selections[0].borrow().is_empty().then_some(())).await;
     fs::write(scene.path("file"), "10.0.0.1 8001\n").expect("a file");
-    let Preview { text, outcome } = dry_run::preview(&plan.targets[0], &selections[0], false).await;
+    let Preview { text, outcome } = preview::preview(&plan.targets[0], &selections[0], false).await;
     assert_eq!(outcome.expect("it is held"), Outcome::Same);
     assert!(text.starts_with("target web: ") && text.contains(" stays as it is: "), "{text}");
 }

@@ -3,12 +3,11 @@
 
 use std::fmt::Write as _;
 
-use rollcall_shared::process::error::one_line;
 use similar::TextDiff;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Check,
+    Check, FileConfig,
     check::Place,
     install::{Contents, Installer},
     notes,
@@ -19,45 +18,30 @@ use super::{
 use crate::{
     config::TargetConfig,
     roll::{Hold, Selection},
+    sink::preview::{Outcome, Preview},
 };
-
-/// What a target would come to.
-#[derive(Debug)]
-pub struct Preview {
-    /// What to show, in lines.
-    pub text: String,
-    /// What would become of the file.
-    pub outcome: Result<Outcome, FileError>,
-}
-
-/// What would become of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It stays as it is.
-    Same,
-    /// It would change.
-    Changed,
-}
 
 /// What the target's file would become. `has_matched` says whether an earlier run has found something that matches.
 pub async fn preview(
     target: &TargetConfig,
+    file: &FileConfig,
     selection: &watch::Receiver<Selection>,
     has_matched: bool,
 ) -> Preview {
     let mut text = String::new();
-    let outcome = look(target, selection, has_matched, &mut text).await;
+    let outcome = look(target, file, selection, has_matched, &mut text).await.map_err(Into::into);
     Preview { text, outcome }
 }
 
 async fn look(
     target: &TargetConfig,
+    file: &FileConfig,
     selection: &watch::Receiver<Selection>,
     has_matched: bool,
     text: &mut String,
 ) -> Result<Outcome, FileError> {
     let now = Instant::now();
-    let (mut renderer, files) = worker::parts(target, None);
+    let (mut renderer, files) = worker::parts(target, file, None);
     worker::seed(&mut renderer, &files);
     let (changes, verdict, mismatch, kept) = {
         let selection = selection.borrow();
@@ -67,7 +51,7 @@ async fn look(
         (renderer.changes(&selection, &verdict), verdict, mismatch, selection.kept_notes())
     };
     let mut say = |line: String| writeln!(text, "target {}: {line}", target.name).expect("a text takes it");
-    let dest = target.file.dest.display();
+    let dest = file.dest.display();
     if let Some(Hold { reason, .. }) = verdict.floor {
         say(format!("{dest} stays as it is: {reason}"));
         return Ok(Outcome::Same);
@@ -105,7 +89,7 @@ async fn look(
     if changed.is_empty() {
         return Ok(Outcome::Same);
     }
-    match &target.file.check {
+    match &file.check {
         Some(Check { command, timeout, place: Place::Here, isolates: _ }) => {
             for (installer, bytes) in &changed {
                 let staged = installer.stage_elsewhere(bytes)?;
@@ -132,9 +116,4 @@ fn diff(installer: &Installer, bytes: &[u8]) -> Result<String, FileError> {
     let new = String::from_utf8_lossy(bytes);
     let diff = TextDiff::from_lines(&*old, &*new);
     Ok(diff.unified_diff().header(&from, &dest).to_string())
-}
-
-/// Why a target's preview failed, on one line.
-pub fn failure(target: &TargetConfig, error: &FileError) -> String {
-    format!("target {}: {}", target.name, one_line(error))
 }

@@ -6,7 +6,7 @@ pub mod dry_run;
 pub mod install;
 pub mod isolate;
 pub mod isolated;
-mod notes;
+pub mod notes;
 pub mod notify;
 pub mod render;
 pub mod settings;

@@ -19,6 +19,7 @@ use super::{
     render::{Content, Format, RawRenderSettings, RenderSettings},
     verify::{RawVerify, Verify},
 };
+use crate::sink::http::HttpConfig;
 
 /// A file that is kept, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,14 +118,7 @@ impl RawFile {
             let expected = format!("one file, as {SERVICE} cannot go beside verify");
             return Err(SettingError::new("dest", dest.display(), expected));
         }
-        let content = match (format, template) {
-            (Some(format), None) => Content::Format(format),
-            (None, Some(template)) => Content::Template(template),
-            (None, None) => return Err(SettingError::missing("format", "it or template")),
-            (Some(_), Some(template)) => {
-                return Err(SettingError::new("template", template.display(), "it or format, not both"));
-            }
-        };
+        let content = content(format, template)?;
         if let (true, Content::Format(format)) = (files::is_pattern(&dest), &content)
             && format.is_whole()
         {
@@ -155,6 +149,45 @@ impl RawFile {
         }
         let verify = verify.map(RawVerify::parse).transpose()?;
         Ok(FileConfig { dest, content, render, mode, owner, check, verify, backups, notify, shared })
+    }
+}
+
+impl RawFile {
+    /// What it means for an answer that is served, which is no file.
+    ///
+    /// # Errors
+    /// A setting of a file, or neither a format nor a template.
+    pub fn parse_served(self) -> Result<HttpConfig, SettingError> {
+        let Self {
+            dest, format, template, render, mode, owner, check, check_timeout, check_isolates, ..
+        } = self;
+        let Self { verify, backups, notify, shared, .. } = self;
+        let of_file = [
+            ("dest", dest.is_some()),
+            ("mode", mode.is_some()),
+            ("owner", owner.is_some()),
+            ("check", check.is_some() || check_timeout.is_some() || check_isolates.is_some()),
+            ("verify", verify.is_some()),
+            ("backups", backups.is_some()),
+            ("notify", notify.is_some() || shared.is_some()),
+        ];
+        if let Some((setting, _)) = of_file.iter().find(|(_, is_given)| *is_given) {
+            return Err(SettingError::new(*setting, "given", "none of it beside sink = \"http\""));
+        }
+        let content = content(format, template)?;
+        Ok(HttpConfig { render: render.parse(&content)?, content })
+    }
+}
+
+/// What is rendered by one of them.
+fn content(format: Option<Format>, template: Option<PathBuf>) -> Result<Content, SettingError> {
+    match (format, template) {
+        (Some(format), None) => Ok(Content::Format(format)),
+        (None, Some(template)) => Ok(Content::Template(template)),
+        (None, None) => Err(SettingError::missing("format", "it or template")),
+        (Some(_), Some(template)) => {
+            Err(SettingError::new("template", template.display(), "it or format, not both"))
+        }
     }
 }
 

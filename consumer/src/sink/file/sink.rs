@@ -29,7 +29,7 @@ use super::{
 use crate::{
     config::TargetConfig,
     roll::{Row, Selection},
-    sink::{Applied, Sink, SinkError},
+    sink::{Applied, Equipment, Sink, SinkError},
     state_dir::StateDir,
     target::{generation::Generation, state::Acked},
 };
@@ -97,28 +97,18 @@ impl FileSink {
     ///
     /// # Errors
     /// A setting that cannot work.
-    pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
-        Worker::check(target).map_err(|error| error.within(&format!("target {}: ", target.name)))
+    pub fn check(target: &TargetConfig, file: &FileConfig) -> Result<(), SettingError> {
+        Worker::check(target, file).map_err(|error| error.within(&format!("target {}: ", target.name)))
     }
 
     /// A sink for a target that was checked.
-    pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
+    pub fn open(target: &TargetConfig, file: &FileConfig, state_dir: Arc<StateDir>) -> Self {
         let (give_back, worker) = oneshot::channel();
-        give_back.send(Worker::open(target, state_dir)).expect("the receiver is there");
-        let check = target.file.check.clone();
+        give_back.send(Worker::open(target, file, state_dir)).expect("the receiver is there");
+        let check = file.check.clone();
         let isolates = check.as_ref().is_some_and(|check| check.isolates);
-        let FileConfig { verify, dest, .. } = target.file.clone();
+        let FileConfig { verify, dest, .. } = file.clone();
         Self { worker, check, isolates, verify, dest, checker: None, tasks: TaskTracker::new() }
-    }
-
-    /// Has its files checked in containers by this checker.
-    pub fn checked_by(self, checker: Option<ContainerChecker>) -> Self {
-        Self { checker, ..self }
-    }
-
-    /// Counts what it does on other threads among these tasks.
-    pub fn tracked(self, tasks: TaskTracker) -> Self {
-        Self { tasks, ..self }
     }
 
     /// Works on another thread, once what was begun there before is done.
@@ -274,6 +264,10 @@ impl FileSink {
 
 #[async_trait]
 impl Sink for FileSink {
+    fn equip(&mut self, Equipment { tasks, checker }: Equipment) {
+        (self.tasks, self.checker) = (tasks, checker);
+    }
+
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
         Ok(self.write(selection.clone()).await?)
     }
@@ -317,7 +311,8 @@ mod tests {
         let target = format!("[[target]]\nname = \"web\"\ndest = {dest:?}\ntemplate = \"{path}\"\n");
         fs::write(&config, target).expect("a file");
         let target = crate::config::toml::read(&config).expect("a target").remove(0);
-        let sink = FileSink::open(&target, testing::state_dir(dir.path()));
+        let sink =
+            FileSink::open(&target, target.sink.file().expect("a file"), testing::state_dir(dir.path()));
         fs::remove_file(&template).expect("a file");
         rustix::fs::mkfifoat(rustix::fs::CWD, &template, 0o600.into()).expect("a pipe");
         let mut selection = Selection::new(Select::default().into(), GuardSettings::default());
@@ -381,9 +376,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_goes_on_on_another_thread_counts_as_under_way_when_nobody_waits_for_it_any_more() {
-        let Hanging { sink, selection, template, _dir } = hanging();
+        let Hanging { mut sink, selection, template, _dir } = hanging();
         let tasks = TaskTracker::new();
-        let mut sink = sink.tracked(tasks.clone());
+        sink.equip(Equipment { tasks: tasks.clone(), checker: None });
         let receiver = selection.subscribe();
         let (slow, ()) = tokio::join!(sink.apply(&receiver), tokio::time::advance(WORK_TIMEOUT));
         slow.expect_err("nobody writes");

@@ -115,21 +115,21 @@ struct Taken {
 
 impl Worker {
     /// Checks what can be known to be wrong before there is a roll.
-    pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
-        let (renderer, files) = parts(target, None);
+    pub fn check(target: &TargetConfig, file: &FileConfig) -> Result<(), SettingError> {
+        let (renderer, files) = parts(target, file, None);
         renderer.check().and_then(|()| files.check())
     }
 
     /// A worker for a target that was checked.
-    pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>) -> Self {
-        let (mut renderer, files) = parts(target, Some(state_dir.clone()));
+    pub fn open(target: &TargetConfig, file: &FileConfig, state_dir: Arc<StateDir>) -> Self {
+        let (mut renderer, files) = parts(target, file, Some(state_dir.clone()));
         seed(&mut renderer, &files);
-        let state = target.file.notify.as_ref().map(|notify| {
-            let subject = format!("{} and {notify}", target.file.dest.display());
+        let state = file.notify.as_ref().map(|notify| {
+            let subject = format!("{} and {notify}", file.dest.display());
             TargetState::open(state_dir.clone(), &target.name, subject)
         });
-        let good = target.file.verify.as_ref().map(|verify| {
-            let subject = format!("{} by {}", target.file.dest.display(), verify.probe);
+        let good = file.verify.as_ref().map(|verify| {
+            let subject = format!("{} by {}", file.dest.display(), verify.probe);
             LastGood::open(state_dir.clone(), &target.name, subject)
         });
         files.clear_leftovers();
@@ -138,12 +138,12 @@ impl Worker {
             files,
             state,
             good,
-            is_checked: target.file.check.is_some(),
+            is_checked: file.check.is_some(),
             matched: (!target.allow_empty).then(|| Matched::open(state_dir, target)),
             target: target.name.to_string(),
             isolated: Isolated::default(),
             before_search: None,
-            template: Template::of(&target.file.content),
+            template: Template::of(&file.content),
             last_generation: None,
             shown: 0,
             current: None,
@@ -381,8 +381,8 @@ impl Worker {
         acked: Option<Acked>,
         stamps: Stamps,
     ) -> Content {
-        let Draft { digest, instances, mut held, refusal, notes, started, look_again, step } = draft;
-        held.extend(refusal.clone());
+        let Draft { digest, instances, held, refusal, notes, started, look_again, step } = draft;
+        let refused = refusal.iter().cloned().collect();
         metrics::gauge!("rollcall_consumer_isolated_instances", "target" => self.target.clone())
             .set(self.isolated.count() as f64);
         self.shown = step;
@@ -396,7 +396,7 @@ impl Worker {
             notes: kept_notes,
             refusal,
         });
-        Content { generation, acked, instances, held, notes, started, look_again }
+        Content { generation, acked, instances, held, refused, notes, started, look_again }
     }
 
     /// Whether it matters which content is which.
@@ -477,8 +477,12 @@ fn digest(contents: &Contents) -> Digest {
 }
 
 /// What renders and what installs a target's files.
-pub(super) fn parts(target: &TargetConfig, state_dir: Option<Arc<StateDir>>) -> (Renderer, Files) {
-    let FileConfig { dest, content, render, mode, owner, backups, .. } = &target.file;
+pub(super) fn parts(
+    target: &TargetConfig,
+    file: &FileConfig,
+    state_dir: Option<Arc<StateDir>>,
+) -> (Renderer, Files) {
+    let FileConfig { dest, content, render, mode, owner, backups, .. } = file;
     let renderer = Renderer::new(target.name.clone(), content.clone(), target.select.named_services())
         .with(render.clone());
     let attributes = Attributes { mode: *mode, owner: *owner };

@@ -18,8 +18,12 @@ use std::{
 use async_trait::async_trait;
 use rollcall_shared::model::name::ServiceName;
 
+pub use reconciler::{Reconciler, preview};
+
 use super::SinkError;
 use crate::roll::Row;
+
+mod reconciler;
 
 /// A program that is told directly.
 #[async_trait]

@@ -70,6 +70,22 @@ impl Format {
 const HEADER: &str = "# Rendered by Rollcall; do not edit.\n";
 
 impl Format {
+    /// The media type of plain text.
+    pub const TEXT: &str = "text/plain; charset=utf-8";
+
+    /// The media type of what is rendered.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Format::Json => "application/json",
+            Format::CitusWorkers
+            | Format::NginxUpstream
+            | Format::HaproxyBackend
+            | Format::NginxProxy
+            | Format::Haproxy
+            | Format::Hosts => Self::TEXT,
+        }
+    }
+
     /// Whether its program resolves host names when it loads the file, and refuses all of it for one that does not.
     pub(super) fn resolves_at_load(self) -> bool {
         matches!(self, Format::NginxUpstream | Format::NginxProxy)

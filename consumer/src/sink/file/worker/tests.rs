@@ -16,7 +16,8 @@ fn target(dir: &std::path::Path, rest: &str) -> TargetConfig {
 fn a_search_for_offenders_that_is_broken_off_leaves_nothing_out() {
     let dir = tempfile::tempdir().expect("a folder");
     let target = target(dir.path(), "check = \"true {file}\"\n");
-    let mut worker = Worker::open(&target, testing::state_dir(dir.path()));
+    let mut worker =
+        Worker::open(&target, target.sink.file().expect("a file"), testing::state_dir(dir.path()));
     let mut selection = Selection::new(Arc::new(Select::default()), GuardSettings::default());
     let now = Instant::now();
     selection.apply(&testing::come([1, 2].map(|n| (testing::id(n), testing::instance(n, "web")))), now);
@@ -40,7 +41,7 @@ fn an_ack_of_the_change_before_is_not_taken_for_that_of_one_that_was_installed_s
     let dir = tempfile::tempdir().expect("a folder");
     let target = target(dir.path(), "[target.notify]\ncommand = \"true\"\n");
     let state_dir = testing::state_dir(dir.path());
-    let mut worker = Worker::open(&target, state_dir.clone());
+    let mut worker = Worker::open(&target, target.sink.file().expect("a file"), state_dir.clone());
     let mut selection = Selection::new(Arc::new(Select::default()), GuardSettings::default());
     let mut generations = vec![];
     for number in [1, 2] {

@@ -1,0 +1,39 @@
+//! What `--dry-run` shows of a target: what would change, and nothing is touched.
+
+use tokio::sync::watch;
+
+use super::{SinkError, file::dry_run, settings::SinkConfig};
+use crate::{config::TargetConfig, roll::Selection};
+
+/// What a target would come to.
+#[derive(Debug)]
+pub struct Preview {
+    /// What to show, in lines.
+    pub text: String,
+    /// What would become of it.
+    pub outcome: Result<Outcome, SinkError>,
+}
+
+/// What would become of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It stays as it is.
+    Same,
+    /// It would change.
+    Changed,
+}
+
+/// What the target would become. `has_matched` says whether an earlier run has found something that matches.
+pub async fn preview(
+    target: &TargetConfig,
+    selection: &watch::Receiver<Selection>,
+    has_matched: bool,
+) -> Preview {
+    match &target.sink {
+        SinkConfig::File(file) => dry_run::preview(target, file, selection, has_matched).await,
+        SinkConfig::Http(_) => {
+            let text = format!("target {}: is served, and rendered anew at each start\n", target.name);
+            Preview { text, outcome: Ok(Outcome::Same) }
+        }
+    }
+}
