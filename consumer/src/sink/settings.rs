@@ -40,7 +40,7 @@ impl fmt::Display for SinkKind {
 #[derive(Debug, Clone, PartialEq)]
 pub enum SinkConfig {
     /// A file.
-    File(FileConfig),
+    File(Box<FileConfig>),
     /// An answer of the HTTP server.
     Http(HttpConfig),
 }
@@ -138,7 +138,7 @@ impl RawSink {
     /// Settings that are missing, contradict each other or cannot work.
     pub fn parse(self) -> Result<SinkConfig, SettingError> {
         match self.kind.unwrap_or_default() {
-            SinkKind::File => self.file.parse().map(SinkConfig::File),
+            SinkKind::File => self.file.parse().map(Box::new).map(SinkConfig::File),
             SinkKind::Http => self.file.parse_served().map(SinkConfig::Http),
         }
     }

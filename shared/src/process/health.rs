@@ -292,7 +292,7 @@ mod tests {
             Box::pin(async { known })
         });
         let stop = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, readiness, metrics, Some(explainer), stop.clone()));
+        let serving = tokio::spawn(serve(listener, readiness, metrics, explaining(explainer), stop.clone()));
         let asking = tokio::task::spawn_blocking(move || {
             check(listen).expect("it lives");
             assert_eq!(status(listen).expect("it answers"), "not ready\n  docker: ok\n  etcd: starting\n");

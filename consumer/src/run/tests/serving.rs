@@ -48,16 +48,19 @@ async fn what_is_not_known_is_no_empty_answer() {
 async fn everybody_may_ask_how_the_targets_fare() {
     let scene = Scene::new();
     scene.put(1).await;
-    let running =
-        serve(&scene, "[[target]]\nname = \"file\"\ndest = \"/dev/null/x\"\nformat = \"json\"\n").await;
+    let (dest, check) = (scene.path("file"), "check = \"false {file}\"");
+    let file = format!("[[target]]\nname = \"file\"\ndest = {dest:?}\nformat = \"json\"\n{check}\n");
+    let running = serve(&scene, &file).await;
     let listing = until(async || {
         let (_, body) = get(&running, "/v1/targets").await;
-        eprintln!("{body}");
-        body.contains("SYNCED").then_some(body)
+        (body.contains("SYNCED") && body.contains("FAILED")).then_some(body)
     });
     let listing: serde_json::Value = serde_json::from_str(&listing.await).expect("it is JSON");
     assert_eq!((&listing[0]["name"], &listing[0]["state"]), (&"file".into(), &"FAILED".into()));
-    assert!(listing[0]["reason"].as_str().expect("a text").contains("Not a directory"), "{listing}");
+    assert!(
+        listing[0]["reason"].as_str().expect("a text").starts_with("the check refuses the new file"),
+        "{listing}"
+    );
     assert_eq!((&listing[1]["name"], &listing[1]["instances"]), (&"web".into(), &1.into()));
     let (status, hint) = get(&running, "/v1/targets/file").await;
     assert_eq!(
