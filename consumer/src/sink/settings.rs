@@ -42,7 +42,7 @@ pub enum SinkConfig {
     /// A file.
     File(Box<FileConfig>),
     /// An answer of the HTTP server.
-    Http(HttpConfig),
+    Http(Box<HttpConfig>),
 }
 
 impl SinkConfig {
@@ -139,7 +139,7 @@ impl RawSink {
     pub fn parse(self) -> Result<SinkConfig, SettingError> {
         match self.kind.unwrap_or_default() {
             SinkKind::File => self.file.parse().map(Box::new).map(SinkConfig::File),
-            SinkKind::Http => self.file.parse_served().map(SinkConfig::Http),
+            SinkKind::Http => self.file.parse_served().map(Box::new).map(SinkConfig::Http),
         }
     }
 }
