@@ -35,7 +35,7 @@ use crate::{
         notify::settings::{NotifyOrName, RawNotify},
         render::{
             Format, RawRenderSettings, haproxy::RawHaproxy, nginx_proxy::settings::RawNginxProxy,
-            settings::Vars,
+            settings::Vars, traefik::RawTraefik,
         },
         settings::{RawBackups, RawFile},
         verify::RawVerify,
@@ -176,6 +176,7 @@ struct TargetTable {
     allow_empty: bool,
     nginx_proxy: Option<RawNginxProxy>,
     haproxy: Option<RawHaproxy>,
+    traefik: Option<RawTraefik>,
     vars: Option<Vars>,
 }
 
@@ -203,8 +204,8 @@ impl From<TargetTable> for RawTarget {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, .. } = table;
         let TargetTable { check, check_timeout, check_isolates, verify, .. } = table;
-        let TargetTable { sink, nginx_proxy, haproxy, vars, .. } = table;
-        let render = RawRenderSettings { nginx_proxy, haproxy, vars };
+        let TargetTable { sink, nginx_proxy, haproxy, traefik, vars, .. } = table;
+        let render = RawRenderSettings { nginx_proxy, haproxy, traefik, vars };
         let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
         let file = RawFile { check, check_timeout, check_isolates, verify, backups, ..file };
         Self {

@@ -126,6 +126,14 @@ impl RawFile {
                 format!("one file, as {SERVICE} cannot go beside a format that is a whole configuration");
             return Err(SettingError::new("dest", dest.display(), expected));
         }
+        if let Content::Format(format) = content
+            && let extensions = format.extensions()
+            && !extensions.is_empty()
+            && !extensions.iter().any(|known| dest.extension().is_some_and(|found| found == *known))
+        {
+            let expected = format!("a name that ends in .{}", extensions.join(" or ."));
+            return Err(SettingError::new("dest", dest.display(), expected));
+        }
         if let (None, Some(isolates)) = (&check, check_isolates) {
             return Err(SettingError::new("check_isolates", isolates, "check beside it"));
         }

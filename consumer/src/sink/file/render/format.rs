@@ -14,10 +14,10 @@ use rollcall_shared::model::{
 use super::{
     RenderError,
     block::{Block, Body},
-    host_lines,
+    envoy_eds, host_lines,
     hosts::{Hosts, Standing},
     installed::Installed,
-    nginx_proxy,
+    nginx_proxy, prometheus, traefik,
     view::View,
 };
 use crate::roll::Row;
@@ -36,6 +36,12 @@ pub enum Format {
     NginxProxy,
     /// A whole configuration of HAProxy: a frontend, and a backend with checks for each service.
     Haproxy,
+    /// The endpoints of a service, as Envoy's clusters of the type EDS read them: a file for each service.
+    EnvoyEds,
+    /// A dynamic configuration of Traefik for its file provider: a service of HTTP for each service.
+    Traefik,
+    /// The targets of Prometheus, for its file_sd_configs and http_sd_configs.
+    Prometheus,
     /// Lines of /etc/hosts for each container and service.
     Hosts,
     /// A JSON array of everything that is known.
@@ -50,7 +56,10 @@ impl Format {
             | Format::NginxUpstream
             | Format::HaproxyBackend
             | Format::NginxProxy
-            | Format::Haproxy => Some(Protocol::Tcp),
+            | Format::Haproxy
+            | Format::EnvoyEds
+            | Format::Traefik
+            | Format::Prometheus => Some(Protocol::Tcp),
             Format::Hosts | Format::Json => None,
         }
     }
@@ -58,16 +67,20 @@ impl Format {
     /// Whether instances of the protocol can be expressed.
     pub fn speaks(self, protocol: Protocol) -> bool {
         match self {
-            Format::CitusWorkers | Format::HaproxyBackend | Format::NginxProxy | Format::Haproxy => {
-                protocol == Protocol::Tcp
-            }
+            Format::CitusWorkers
+            | Format::HaproxyBackend
+            | Format::NginxProxy
+            | Format::Haproxy
+            | Format::EnvoyEds
+            | Format::Traefik
+            | Format::Prometheus => protocol == Protocol::Tcp,
             Format::NginxUpstream | Format::Hosts | Format::Json => true,
         }
     }
 }
 
 /// What stands at the top of a file, where its syntax has comments.
-const HEADER: &str = "# Rendered by Rollcall; do not edit.\n";
+pub(super) const HEADER: &str = "# Rendered by Rollcall; do not edit.\n";
 
 impl Format {
     /// The media type of plain text.
@@ -93,7 +106,27 @@ impl Format {
 
     /// Whether it is a whole configuration, of which there is one for all services.
     pub fn is_whole(self) -> bool {
-        matches!(self, Format::NginxProxy | Format::Haproxy)
+        matches!(self, Format::NginxProxy | Format::Haproxy | Format::Traefik)
+    }
+
+    /// Whether its program takes one service from each file.
+    pub(super) fn is_of_one_service(self) -> bool {
+        self == Format::EnvoyEds
+    }
+
+    /// How the names of its files must end, as its program tells by that what they are; any may where there is none.
+    pub fn extensions(self) -> &'static [&'static str] {
+        match self {
+            Format::EnvoyEds | Format::Prometheus => &["json"],
+            Format::Traefik => &["yml", "yaml"],
+            Format::CitusWorkers
+            | Format::NginxUpstream
+            | Format::HaproxyBackend
+            | Format::NginxProxy
+            | Format::Haproxy
+            | Format::Hosts
+            | Format::Json => &[],
+        }
     }
 
     /// Whether its program takes services for one whose names differ in case only, and refuses the second.
@@ -107,9 +140,12 @@ impl Format {
             Format::NginxUpstream => Installed::of_upstreams(text),
             // Its upstreams are no services.
             Format::NginxProxy => Installed { services: BTreeSet::new(), ..Installed::of_upstreams(text) },
+            Format::EnvoyEds => Installed::of_assignments(text),
             Format::CitusWorkers
             | Format::HaproxyBackend
             | Format::Haproxy
+            | Format::Traefik
+            | Format::Prometheus
             | Format::Hosts
             | Format::Json => Installed::default(),
         }
@@ -134,6 +170,9 @@ impl Format {
                 Ok(block)
             }
             Format::NginxProxy => Ok(candidates(rows, hosts)),
+            Format::EnvoyEds => envoy_eds::block(service, rows),
+            Format::Traefik => traefik::block(service, rows),
+            Format::Prometheus => prometheus::block(rows),
             Format::Hosts => Ok(host_lines::block(rows)),
             Format::HaproxyBackend | Format::Haproxy => {
                 servers(rows, false, |servers| HaproxyBackend::new(service, servers).render())
@@ -146,14 +185,15 @@ impl Format {
         let blocks: Vec<&str> = blocks.filter(|block| !block.is_empty()).collect();
         let text = match self {
             // As workerlist-gen wrote it, for those who read it line by line.
-            Format::CitusWorkers => blocks.concat(),
+            Format::CitusWorkers | Format::EnvoyEds => blocks.concat(),
             Format::NginxUpstream
             | Format::HaproxyBackend
             | Format::Hosts
             | Format::NginxProxy
+            | Format::Traefik
             | Format::Haproxy => [&[HEADER], blocks.as_slice()].concat().concat(),
-            Format::Json if blocks.is_empty() => "[]\n".to_owned(),
-            Format::Json => format!("[\n{}\n]\n", blocks.join(",\n")),
+            Format::Json | Format::Prometheus if blocks.is_empty() => "[]\n".to_owned(),
+            Format::Json | Format::Prometheus => format!("[\n{}\n]\n", blocks.join(",\n")),
         };
         text.into_bytes()
     }
@@ -161,10 +201,10 @@ impl Format {
 
 /// A block of the servers that can be reached. Where endpoints are to be distinct, one that two agents name, as they may
 /// where containers are known by name, is one server.
-fn servers(
+pub(super) fn servers<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     rows: &[&Row],
     are_distinct: bool,
-    render: impl FnOnce(&[&Row]) -> askama::Result<String>,
+    render: impl FnOnce(&[&Row]) -> Result<String, E>,
 ) -> Result<Block, RenderError> {
     let (mut servers, unreachable): (Vec<&Row>, Vec<&Row>) =
         rows.iter().partition(|row| is_reachable(&row.endpoint.address));

@@ -6,6 +6,7 @@ use rollcall_shared::model::{
     instance::Address,
     name::{ContainerName, ServiceName},
 };
+use serde::Deserialize;
 
 /// What a file has.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,6 +24,24 @@ impl Installed {
         let lines = || text.lines().map(str::trim);
         Self { services: lines().filter_map(service).collect(), hosts: lines().filter_map(host).collect() }
     }
+
+    /// Of Envoy's assignments, one file after another. What comes after something else says nothing.
+    pub fn of_assignments(text: &str) -> Self {
+        let responses = serde_json::Deserializer::from_str(text).into_iter::<Response>();
+        let assignments = responses.map_while(Result::ok).flat_map(|response| response.resources);
+        Self { services: assignments.map(|one| one.cluster_name).collect(), hosts: BTreeSet::new() }
+    }
+}
+
+/// The parts of an `envoy-eds` file that say whose it is.
+#[derive(Deserialize)]
+struct Response {
+    resources: Vec<Assignment>,
+}
+
+#[derive(Deserialize)]
+struct Assignment {
+    cluster_name: ServiceName,
 }
 
 /// The host name of a line such as `server NAME:PORT weight=2;`.

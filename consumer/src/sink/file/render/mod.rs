@@ -1,6 +1,7 @@
 //! Turning a selection into the bytes of a file. This folder alone names the template engines.
 
 mod block;
+mod envoy_eds;
 pub mod format;
 mod go;
 pub mod haproxy;
@@ -9,10 +10,12 @@ pub mod hosts;
 mod installed;
 mod lookups;
 pub mod nginx_proxy;
+mod prometheus;
 mod quoting;
 pub mod renderer;
 pub mod settings;
 mod template;
+pub mod traefik;
 mod view;
 
 pub use format::Format;

@@ -172,12 +172,16 @@ impl Renderer {
         self.hosts.seed(hosts);
     }
 
-    /// Checks what can be checked before there is a roll: that a template can be read and parsed.
+    /// Checks what can be checked before there is a roll: that a template can be read and parsed, and that a file has no
+    /// more services than its program takes from one.
     ///
     /// # Errors
-    /// The template cannot be used.
+    /// The template cannot be used, or the file is to have several services.
     pub fn check(&self) -> Result<(), SettingError> {
-        let Content::Template(path) = &self.content else { return Ok(()) };
+        let path = match &self.content {
+            Content::Template(path) => path,
+            Content::Format(format) => return self.check_services(*format),
+        };
         template::check(path).map_err(|error| match error {
             RenderError::Read { source, .. } => SettingError::caused("template", path.display(), source),
             RenderError::Template { reason, .. } => SettingError::caused("template", path.display(), reason),
@@ -185,6 +189,19 @@ impl Renderer {
                 SettingError::caused("template", path.display(), error)
             }
         })
+    }
+
+    fn check_services(&self, format: Format) -> Result<(), SettingError> {
+        let Named { services, is_guess } = &self.named;
+        let has_one = services.len() == 1 && !is_guess;
+        if !format.is_of_one_service() || self.per_service || has_one {
+            return Ok(());
+        }
+        let named: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
+        let named = if *is_guess || named.is_empty() { "not given".to_owned() } else { named.join(", ") };
+        let expected =
+            "one service, or {service} in the name of dest, as Envoy takes one service from each file";
+        Err(SettingError::new("select.service", named, expected))
     }
 
     /// Has these services rendered anew, though the selection has not changed.
@@ -237,13 +254,20 @@ impl Renderer {
         let absent = self.named.services.iter().filter(|name| !is_found && !self.blocks.contains_key(*name));
         let absent: Vec<(&ServiceName, Block)> =
             absent.map(|name| Ok((name, self.block(name, &[])?))).collect::<Result<_, RenderError>>()?;
+        let kept = self.emptied();
+        let kept = kept.iter().map(|name| Ok((name, self.block(name, &[])?)));
+        let kept = kept.collect::<Result<Vec<_>, RenderError>>()?;
         let present = self.blocks.iter().map(|(service, (_, block))| (service, block));
         let mut blocks: Vec<(&ServiceName, &Block)> =
-            absent.iter().map(|(name, block)| (*name, block)).chain(present).collect();
+            absent.iter().chain(&kept).map(|(name, block)| (*name, block)).chain(present).collect();
         blocks.sort_by_key(|(service, _)| *service);
         let clashes = match self.content {
             Content::Format(format) if format.ignores_case() => {
                 leave_clashes_out(&mut blocks, &mut self.shown)
+            }
+            Content::Format(format) if format.is_of_one_service() => {
+                self.shown = blocks.iter().map(|(service, _)| (*service).clone()).collect();
+                vec![]
             }
             _ => vec![],
         };
@@ -271,6 +295,20 @@ impl Renderer {
         Ok(rendered)
     }
 
+    /// The services that had files of their own and have no instance any more, where their program keeps what a file said
+    /// that goes.
+    fn emptied(&self) -> Vec<ServiceName> {
+        let is_there = |name: &ServiceName| {
+            self.blocks.contains_key(name) || (!self.named.is_guess && self.named.services.contains(name))
+        };
+        match self.content {
+            Content::Format(format) if format.is_of_one_service() && self.per_service => {
+                self.shown.iter().filter(|name| !is_there(name)).cloned().collect()
+            }
+            _ => vec![],
+        }
+    }
+
     /// The file of these blocks. What the blocks count and leave out already is not in it once more.
     fn file(
         &self,
@@ -284,6 +322,7 @@ impl Renderer {
                 let candidates = blocks.iter().flat_map(|(_, block)| block.candidates());
                 return nginx_proxy::render(&self.settings.nginx_proxy, folders, candidates);
             }
+            Content::Format(Format::Traefik) => self.settings.traefik.join(&texts().collect::<Vec<_>>())?,
             Content::Format(Format::Haproxy) => self.settings.haproxy.join(&texts().collect::<Vec<_>>())?,
             Content::Format(format) => format.join(texts().map(|(_, text)| text)),
             Content::Template(path) => template::fill(

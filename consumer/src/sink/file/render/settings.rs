@@ -8,6 +8,7 @@ use super::{
     Content, Format,
     haproxy::{Haproxy, RawHaproxy},
     nginx_proxy::settings::{NginxProxy, RawNginxProxy},
+    traefik::{RawTraefik, Traefik},
 };
 
 /// A target's own variables, which its template sees.
@@ -20,17 +21,22 @@ pub struct RenderSettings {
     pub nginx_proxy: NginxProxy,
     /// How the format `haproxy` serves its services.
     pub haproxy: Haproxy,
+    /// How the format `traefik` routes to its services.
+    pub traefik: Traefik,
     /// What a template sees as `vars`.
     pub vars: Vars,
 }
 
-/// The tables as they are written: `[target.nginx_proxy]`, `[target.haproxy]` and `[target.vars]`.
+/// The tables as they are written: `[target.nginx_proxy]`, `[target.haproxy]`, `[target.traefik]` and
+/// `[target.vars]`.
 #[derive(Debug, Clone, Default)]
 pub struct RawRenderSettings {
     /// Settings of the format `nginx-proxy`.
     pub nginx_proxy: Option<RawNginxProxy>,
     /// Settings of the format `haproxy`.
     pub haproxy: Option<RawHaproxy>,
+    /// Settings of the format `traefik`.
+    pub traefik: Option<RawTraefik>,
     /// Variables of a template.
     pub vars: Option<Vars>,
 }
@@ -41,7 +47,7 @@ impl RawRenderSettings {
     /// # Errors
     /// A table of something else, or a setting in it that cannot work.
     pub fn parse(self, content: &Content) -> Result<RenderSettings, SettingError> {
-        let Self { nginx_proxy, haproxy, vars } = self;
+        let Self { nginx_proxy, haproxy, traefik, vars } = self;
         let needs = |is_given: bool, table: &str, fits: bool, expected: &str| {
             if is_given && !fits {
                 Err(SettingError::new(table, "given", format!("{expected} beside it")))
@@ -52,10 +58,12 @@ impl RawRenderSettings {
         let is = |format| *content == Content::Format(format);
         needs(nginx_proxy.is_some(), "nginx_proxy", is(Format::NginxProxy), "format = \"nginx-proxy\"")?;
         needs(haproxy.is_some(), "haproxy", is(Format::Haproxy), "format = \"haproxy\"")?;
+        needs(traefik.is_some(), "traefik", is(Format::Traefik), "format = \"traefik\"")?;
         needs(vars.is_some(), "vars", matches!(content, Content::Template(_)), "template")?;
         Ok(RenderSettings {
             nginx_proxy: nginx_proxy.map(RawNginxProxy::parse).transpose()?.unwrap_or_default(),
             haproxy: haproxy.map(RawHaproxy::parse).transpose()?.unwrap_or_default(),
+            traefik: traefik.map(RawTraefik::parse).transpose()?.unwrap_or_default(),
             vars: vars.unwrap_or_default(),
         })
     }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
 
+mod programs;
 mod whole;
 
 fn renderer(content: Content, named: &[&str]) -> Renderer {
