@@ -34,8 +34,8 @@ use crate::{
         install::{Mode, Owner},
         notify::settings::{NotifyOrName, RawNotify},
         render::{
-            Format, RawRenderSettings, haproxy::RawHaproxy, nginx_proxy::settings::RawNginxProxy,
-            settings::Vars, traefik::RawTraefik,
+            Format, RawRenderSettings, haproxy::RawHaproxy, nginx::RawNginx,
+            nginx_proxy::settings::RawNginxProxy, settings::Vars, traefik::RawTraefik,
         },
         settings::{RawBackups, RawFile},
         verify::RawVerify,
@@ -177,6 +177,7 @@ struct TargetTable {
     nginx_proxy: Option<RawNginxProxy>,
     haproxy: Option<RawHaproxy>,
     traefik: Option<RawTraefik>,
+    nginx: Option<RawNginx>,
     vars: Option<Vars>,
 }
 
@@ -204,8 +205,8 @@ impl From<TargetTable> for RawTarget {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, .. } = table;
         let TargetTable { check, check_timeout, check_isolates, verify, .. } = table;
-        let TargetTable { sink, nginx_proxy, haproxy, traefik, vars, .. } = table;
-        let render = RawRenderSettings { nginx_proxy, haproxy, traefik, vars };
+        let TargetTable { sink, nginx_proxy, haproxy, nginx, traefik, vars, .. } = table;
+        let render = RawRenderSettings { nginx_proxy, haproxy, nginx, traefik, vars };
         let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
         let file = RawFile { check, check_timeout, check_isolates, verify, backups, ..file };
         Self {

@@ -17,7 +17,10 @@ use super::{
     envoy_eds, host_lines,
     hosts::{Hosts, Standing},
     installed::Installed,
-    nginx_proxy, prometheus, traefik,
+    nginx::Nginx,
+    nginx_proxy, prometheus,
+    settings::RenderSettings,
+    traefik,
     view::View,
 };
 use crate::roll::Row;
@@ -89,7 +92,7 @@ impl Format {
     /// The media type of what is rendered.
     pub fn media_type(self) -> &'static str {
         match self {
-            Format::Json => "application/json",
+            Format::Json | Format::EnvoyEds | Format::Traefik | Format::Prometheus => "application/json",
             Format::CitusWorkers
             | Format::NginxUpstream
             | Format::HaproxyBackend
@@ -157,13 +160,18 @@ impl Format {
         service: &ServiceName,
         rows: &[&Row],
         hosts: &Hosts,
+        RenderSettings { nginx, .. }: &RenderSettings,
     ) -> Result<Block, RenderError> {
         match self {
             Format::Json => json(rows),
             Format::CitusWorkers => servers(rows, true, |servers| CitusWorkers { servers }.render()),
             Format::NginxUpstream => {
-                let (rows, unresolved) = resolved(rows, hosts);
-                let mut block = servers(&rows, true, |servers| NginxUpstream { service, servers }.render())?;
+                let (rows, unresolved) = match nginx.resolves_later() {
+                    true => (rows.to_vec(), vec![]),
+                    false => resolved(rows, hosts),
+                };
+                let render = |servers: &[&Row]| NginxUpstream::new(service, servers, nginx).render();
+                let mut block = servers(&rows, true, render)?;
                 let unresolved =
                     unresolved.iter().map(|row| format!("{}, which does not resolve", name(row)));
                 block.left_out.extend(unresolved);
@@ -271,6 +279,28 @@ struct CitusWorkers<'r> {
 struct NginxUpstream<'r> {
     service: &'r ServiceName,
     servers: &'r [&'r Row],
+    nginx: &'r Nginx,
+    /// Whether there are other servers than backups: nginx refuses an upstream without.
+    has_others: bool,
+}
+
+impl<'r> NginxUpstream<'r> {
+    fn new(service: &'r ServiceName, servers: &'r [&'r Row], nginx: &'r Nginx) -> Self {
+        let has_others = servers.iter().any(|row| !nginx.is_backup(&row.instance.tags));
+        Self { service, servers, nginx, has_others }
+    }
+
+    /// What follows a server's endpoint.
+    fn parameters(&self, row: &Row) -> String {
+        let weight = match row.instance.weight {
+            1 => String::new(),
+            weight => format!(" weight={weight}"),
+        };
+        let is_name = matches!(row.endpoint.address, Address::Name(_));
+        let resolve = if is_name && self.nginx.resolves_later() { " resolve" } else { "" };
+        let backup = if self.has_others && self.nginx.is_backup(&row.instance.tags) { " backup" } else { "" };
+        format!("{weight}{}{backup}{resolve}", self.nginx.parameters())
+    }
 }
 
 #[derive(askama::Template)]

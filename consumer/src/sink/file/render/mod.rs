@@ -9,6 +9,7 @@ mod host_lines;
 pub mod hosts;
 mod installed;
 mod lookups;
+pub mod nginx;
 pub mod nginx_proxy;
 mod prometheus;
 mod quoting;

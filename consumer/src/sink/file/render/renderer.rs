@@ -361,7 +361,11 @@ impl Renderer {
     /// The host name of a row, where the program resolves it when it loads the file.
     fn host<'r>(&self, row: &'r Row) -> Option<&'r ContainerName> {
         match (&self.content, &row.endpoint.address) {
-            (Content::Format(format), Address::Name(name)) if format.resolves_at_load() => Some(name),
+            (Content::Format(format), Address::Name(name))
+                if format.resolves_at_load() && !self.settings.nginx.resolves_later() =>
+            {
+                Some(name)
+            }
             _ => None,
         }
     }
@@ -371,7 +375,7 @@ impl Renderer {
             Content::Format(format) => {
                 let hosts = rows.iter().filter_map(|row| self.host(row));
                 let hosts = hosts.map(|name| (name.clone(), self.hosts.standing(name))).collect();
-                Ok(Block { hosts, ..format.block(service, rows, &self.hosts)? })
+                Ok(Block { hosts, ..format.block(service, rows, &self.hosts, &self.settings)? })
             }
             Content::Template(_) => Ok(template::block(rows)),
         }

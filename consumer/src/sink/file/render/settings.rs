@@ -7,6 +7,7 @@ use rollcall_shared::process::setting::SettingError;
 use super::{
     Content, Format,
     haproxy::{Haproxy, RawHaproxy},
+    nginx::{Nginx, RawNginx},
     nginx_proxy::settings::{NginxProxy, RawNginxProxy},
     traefik::{RawTraefik, Traefik},
 };
@@ -23,11 +24,13 @@ pub struct RenderSettings {
     pub haproxy: Haproxy,
     /// How the format `traefik` routes to its services.
     pub traefik: Traefik,
+    /// What the format `nginx-upstream` has in each upstream.
+    pub nginx: Nginx,
     /// What a template sees as `vars`.
     pub vars: Vars,
 }
 
-/// The tables as they are written: `[target.nginx_proxy]`, `[target.haproxy]`, `[target.traefik]` and
+/// The tables as they are written: `[target.nginx_proxy]`, `[target.haproxy]`, `[target.nginx]`, `[target.traefik]` and
 /// `[target.vars]`.
 #[derive(Debug, Clone, Default)]
 pub struct RawRenderSettings {
@@ -37,6 +40,8 @@ pub struct RawRenderSettings {
     pub haproxy: Option<RawHaproxy>,
     /// Settings of the format `traefik`.
     pub traefik: Option<RawTraefik>,
+    /// Settings of the format `nginx-upstream`.
+    pub nginx: Option<RawNginx>,
     /// Variables of a template.
     pub vars: Option<Vars>,
 }
@@ -47,7 +52,7 @@ impl RawRenderSettings {
     /// # Errors
     /// A table of something else, or a setting in it that cannot work.
     pub fn parse(self, content: &Content) -> Result<RenderSettings, SettingError> {
-        let Self { nginx_proxy, haproxy, traefik, vars } = self;
+        let Self { nginx_proxy, haproxy, nginx, traefik, vars } = self;
         let needs = |is_given: bool, table: &str, fits: bool, expected: &str| {
             if is_given && !fits {
                 Err(SettingError::new(table, "given", format!("{expected} beside it")))
@@ -59,11 +64,13 @@ impl RawRenderSettings {
         needs(nginx_proxy.is_some(), "nginx_proxy", is(Format::NginxProxy), "format = \"nginx-proxy\"")?;
         needs(haproxy.is_some(), "haproxy", is(Format::Haproxy), "format = \"haproxy\"")?;
         needs(traefik.is_some(), "traefik", is(Format::Traefik), "format = \"traefik\"")?;
+        needs(nginx.is_some(), "nginx", is(Format::NginxUpstream), "format = \"nginx-upstream\"")?;
         needs(vars.is_some(), "vars", matches!(content, Content::Template(_)), "template")?;
         Ok(RenderSettings {
             nginx_proxy: nginx_proxy.map(RawNginxProxy::parse).transpose()?.unwrap_or_default(),
             haproxy: haproxy.map(RawHaproxy::parse).transpose()?.unwrap_or_default(),
             traefik: traefik.map(RawTraefik::parse).transpose()?.unwrap_or_default(),
+            nginx: nginx.map(RawNginx::parse).transpose()?.unwrap_or_default(),
             vars: vars.unwrap_or_default(),
         })
     }

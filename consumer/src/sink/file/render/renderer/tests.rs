@@ -11,7 +11,7 @@ use rollcall_shared::{
 use tokio::time::Instant;
 
 use super::{
-    super::{format::is_reachable, lookups::Answer},
+    super::{RawRenderSettings, format::is_reachable, lookups::Answer},
     *,
 };
 use crate::{roll::Select, target::loss_guard::GuardSettings, testing};
@@ -87,6 +87,65 @@ fn nginx_upstreams_are_there_also_when_empty_if_they_are_named() {
     }
     ");
     insta::assert_snapshot!(render(Format::NginxUpstream, &[], vec![]), @"# Rendered by Rollcall; do not edit.");
+}
+
+/// Upstreams with these settings, where no host name resolves but `localhost`.
+fn upstreams(settings: &str, instances: Vec<(InstanceId, Instance)>) -> Rendered {
+    let content = Content::Format(Format::NginxUpstream);
+    let nginx = Some(toml::from_str(settings).expect("a table"));
+    let settings = RawRenderSettings { nginx, ..RawRenderSettings::default() }.parse(&content);
+    let renderer = renderer(content, &["zoo"]).with(settings.expect("settings"));
+    let resolve = |name: &str| if name == "localhost" { Answer::Found } else { Answer::NotFound };
+    let mut renderer = Renderer { hosts: Hosts::new(resolve), ..renderer };
+    rendered(&mut renderer, &selection(instances)).expect("it renders")
+}
+
+fn tagged(number: usize, tag: &str) -> (InstanceId, Instance) {
+    (testing::id(number), Instance { tags: vec![tag.to_owned()], ..testing::instance(number, "web") })
+}
+
+#[test]
+fn nginx_upstreams_have_what_their_table_says() {
+    let settings = "zone = \"64k\"\nbalance = \"least_conn\"\nkeepalive = 16\nmax_fails = 2\n\
+                    fail_timeout = \"5s\"\nbackup = \"standby\"\nresolve = true\nresolver = \"127.0.0.11\"";
+    let rendered = upstreams(settings, [three(), vec![tagged(4, "standby")]].concat());
+    assert_eq!((rendered.instances, rendered.left_out.len()), (4, 0), "nginx resolves the name itself");
+    insta::assert_snapshot!(text(&rendered), @r"
+    # Rendered by Rollcall; do not edit.
+
+    upstream api {
+        zone api 64k;
+        resolver 127.0.0.11;
+        least_conn;
+        keepalive 16;
+        server api-3:8003 max_fails=2 fail_timeout=5s resolve;
+    }
+
+    upstream web {
+        zone web 64k;
+        resolver 127.0.0.11;
+        least_conn;
+        keepalive 16;
+        server 10.0.0.1:8001 max_fails=2 fail_timeout=5s;
+        server 10.0.0.4:8004 max_fails=2 fail_timeout=5s backup;
+        server [fd00::2]:8002 weight=300 max_fails=2 fail_timeout=5s;
+    }
+
+    upstream zoo {
+        zone zoo 64k;
+        resolver 127.0.0.11;
+        least_conn;
+        keepalive 16;
+        # No instance is there; nginx wants a server in every upstream, and answers 502.
+        server 127.0.0.1:9 down;
+    }
+    ");
+}
+
+#[test]
+fn an_upstream_of_nothing_but_backups_has_servers() {
+    let rendered = upstreams("backup = \"standby\"", vec![tagged(1, "standby"), tagged(2, "standby")]);
+    assert!(!text(&rendered).contains("backup") && rendered.instances == 2, "nginx refuses it otherwise");
 }
 
 #[test]
