@@ -6,6 +6,7 @@ pub mod dry_run;
 pub mod install;
 pub mod isolate;
 pub mod isolated;
+pub mod nginx;
 pub mod notes;
 pub mod notify;
 pub mod render;

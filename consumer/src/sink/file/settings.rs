@@ -17,7 +17,7 @@ use super::{
     },
     notify::{Notify, settings::RawNotify},
     render::{Content, Format, RawRenderSettings, RenderSettings},
-    verify::{RawVerify, Verify},
+    verify::{Probe, RawVerify, Verify},
 };
 use crate::sink::http::HttpConfig;
 
@@ -156,6 +156,9 @@ impl RawFile {
             return Err(SettingError::new("notify.command", format!("{:?}", command.to_string()), expected));
         }
         let verify = verify.map(RawVerify::parse).transpose()?;
+        if let (Some(Verify { probe: probe @ Probe::Nginx(_), .. }), None) = (&verify, &notify) {
+            return Err(SettingError::new("verify", probe, "notify beside it, so that nginx reloads"));
+        }
         Ok(FileConfig { dest, content, render, mode, owner, check, verify, backups, notify, shared })
     }
 }

@@ -23,7 +23,7 @@ use super::{
     isolate::{Next, Search},
     isolated::Isolated,
     render::RenderError,
-    verify::Verify,
+    verify::{Probe, Verify},
     worker::{Made, Worker},
 };
 use crate::{
@@ -37,6 +37,11 @@ use crate::{
 /// How long rendering or installing may take before the target says that it waits for them. They go on: a file system
 /// that hangs cannot be left otherwise.
 const WORK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long nginx has for the reload before, ere the next file is installed.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often that is looked at.
+const RELOAD_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long the instances are looked for that a check refuses.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -139,7 +144,27 @@ impl FileSink {
         }
     }
 
+    /// Waits a moment until nginx has taken the file that is there, where it was not verified yet: the workers that it
+    /// starts for that one would be taken for those of the next.
+    async fn await_reload(&mut self) -> Result<(), FileError> {
+        let Some(Verify { probe: Probe::Nginx(master), .. }) = self.verify.clone() else { return Ok(()) };
+        let deadline = Instant::now() + RELOAD_TIMEOUT;
+        while Instant::now() < deadline {
+            let master = master.clone();
+            let is_under_way = move |worker: &mut Worker| {
+                let before = worker.workers_before().filter(|_| worker.is_to_be_verified());
+                before.is_some_and(|before| master.workers().is_ok_and(|now| !now.are_newer_than(&before)))
+            };
+            if !self.work(is_under_way).await? {
+                break;
+            }
+            tokio::time::sleep(RELOAD_INTERVAL).await;
+        }
+        Ok(())
+    }
+
     async fn write(&mut self, selection: watch::Receiver<Selection>) -> Result<Applied, FileError> {
+        self.await_reload().await?;
         let now = Instant::now();
         let selected = selection.clone();
         match self.work(move |worker| worker.make(&selected, now)).await?? {
@@ -274,10 +299,9 @@ impl Sink for FileSink {
 
     async fn verify(&mut self) -> Result<(), SinkError> {
         let Some(verify) = self.verify.clone() else { return Ok(()) };
-        if !self.work(|worker| worker.is_to_be_verified()).await? {
-            return Ok(());
-        }
-        let verified = verify.run(&self.dest).await;
+        let look = |worker: &mut Worker| worker.is_to_be_verified().then(|| worker.workers_before());
+        let Some(before) = self.work(look).await? else { return Ok(()) };
+        let verified = verify.run(&self.dest, before.as_ref()).await;
         let failure = verified.as_ref().err().map(|error| format!("verify: {}", one_line(error)));
         self.work(move |worker| worker.on_verified(failure)).await??;
         Ok(verified?)

@@ -15,10 +15,12 @@ use super::{
     FileConfig,
     install::{Attributes, Batch, Contents, Files, Installer, Stamp, files::Done},
     isolated::Isolated,
+    nginx::{Draining, Master, Workers},
     notes::{self, BACK, CHANGED},
+    notify::Notify,
     render::{Changes, Content as RenderContent, Rendered, Renderer},
     sink::FileError,
-    verify::LastGood,
+    verify::{LastGood, Probe, Verify},
 };
 use crate::{
     config::TargetConfig,
@@ -41,6 +43,12 @@ pub(super) struct Worker {
     state: Option<TargetState>,
     /// Kept where what was applied is verified.
     good: Option<LastGood>,
+    /// nginx's master, where its workers verify the file.
+    master: Option<Master>,
+    /// Its workers when the file was installed that is there now.
+    before: Option<Workers>,
+    /// What looks at nginx's workers, where its pid file is known.
+    draining: Option<Draining>,
     is_checked: bool,
     /// What decides whether the file may be emptied; `None` where it always may.
     matched: Option<Matched>,
@@ -133,7 +141,12 @@ impl Worker {
             LastGood::open(state_dir.clone(), &target.name, subject)
         });
         files.clear_leftovers();
+        let master = verified_master(file);
+        let known = master.clone().or_else(|| notified_master(file));
         Self {
+            draining: known.map(|master| Draining::new(master, target.name.to_string())),
+            master,
+            before: None,
             renderer,
             files,
             state,
@@ -206,6 +219,7 @@ impl Worker {
         let is_same = changes.is_empty() && !was_changed && step == self.shown;
         if let Some(current) = current.filter(|current| is_same && !self.is_in_doubt(current)) {
             let look_again = [next_change, self.renderer.next_look()].into_iter().flatten().min();
+            self.draining.iter_mut().for_each(Draining::look);
             return Ok(Made::Done(Applied::Unchanged(self.shown_again(current, held, look_again, step))));
         }
         let Rendered { bytes, each, instances, left_out, keeps_hosts } =
@@ -303,6 +317,8 @@ impl Worker {
         }
         self.keep_first()?;
         let Done { replaced, not_kept } = self.files.install(staged)?;
+        // Afterwards: a worker that was started in between may not have read it.
+        self.before = self.master.as_ref().map(|master| master.workers().unwrap_or_default());
         self.replaced = if self.state.is_some() { replaced } else { vec![] };
         if let Some(error) = not_kept {
             let reason = one_line(&error);
@@ -396,6 +412,8 @@ impl Worker {
             notes: kept_notes,
             refusal,
         });
+        let note = self.draining.as_ref().and_then(Draining::note).map(str::to_owned);
+        let notes = notes.into_iter().chain(note).collect();
         Content { generation, acked, instances, held, refused, notes, started, look_again }
     }
 
@@ -407,6 +425,7 @@ impl Worker {
     /// Remembers what was acked, if the file still has that: a change that took long to install may have come since.
     pub fn remember(&mut self, acked: Option<(Generation, Acked)>) -> Result<(), FileError> {
         self.replaced.clear();
+        self.draining.iter_mut().for_each(Draining::look);
         self.matched.iter_mut().for_each(Matched::remember);
         match &mut self.state {
             Some(state) => {
@@ -453,6 +472,22 @@ impl Template {
         let Some(path) = &self.path else { return false };
         let stamp = Stamp::at(path);
         std::mem::replace(&mut self.stamp, stamp) != self.stamp
+    }
+}
+
+/// nginx's master, where its workers verify the file.
+fn verified_master(file: &FileConfig) -> Option<Master> {
+    match &file.verify {
+        Some(Verify { probe: Probe::Nginx(master), .. }) => Some(master.clone()),
+        _ => None,
+    }
+}
+
+/// What may be nginx's master, as it is signalled by its pid file.
+fn notified_master(file: &FileConfig) -> Option<Master> {
+    match &file.notify {
+        Some(Notify::PidFile { pid_file, .. }) => Some(Master { pid_file: pid_file.clone() }),
+        _ => None,
     }
 }
 

@@ -1,6 +1,10 @@
 //! A signal to a process of this host that a pid file names, and that surely wrote it.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rollcall_shared::model::signal::Signal;
 use rustix::{
@@ -64,7 +68,7 @@ pub enum PidFileError {
 impl PidFileNotifier {
     /// Sends the signal.
     pub(super) fn attempt(&self) -> Result<(), PidFileError> {
-        let pid = self.pid()?;
+        let pid = read(&self.pid_file)?;
         let (number, path) = (pid.as_raw_nonzero().get(), &self.pid_file);
         let failed =
             |error: Errno| PidFileError::Signal { path: path.clone(), pid: number, source: error.into() };
@@ -84,16 +88,6 @@ impl PidFileNotifier {
             None => kill_process(pid, signal),
         }
         .map_err(failed)
-    }
-
-    /// The process ID that the file has.
-    fn pid(&self) -> Result<Pid, PidFileError> {
-        let path = || self.pid_file.clone();
-        let text = fs::read_to_string(&self.pid_file)
-            .map_err(|source| PidFileError::Read { path: path(), source })?;
-        let content = text.trim();
-        let pid = content.parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
-        pid.ok_or_else(|| PidFileError::NoPid { path: path(), content: content.chars().take(40).collect() })
     }
 
     /// Why the process is not the one that wrote the file, if that can be seen: numbers are used again. Ages are compared
@@ -116,20 +110,35 @@ impl PidFileNotifier {
     }
 }
 
+/// The process ID that a pid file has.
+pub(in crate::sink::file) fn read(path: &Path) -> Result<Pid, PidFileError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| PidFileError::Read { path: path.to_owned(), source })?;
+    let content = text.trim();
+    let pid = content.parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
+    let shown = || content.chars().take(40).collect();
+    pid.ok_or_else(|| PidFileError::NoPid { path: path.to_owned(), content: shown() })
+}
+
 /// How much younger than its file a process may seem: both ages are rounded.
 const MAX_SKEW: Duration = Duration::from_secs(1);
 /// Linux cuts the names of processes to this length.
 const MAX_COMM_BYTES: usize = 15;
 
 /// How long ago a process was started, by proc_pid_stat(5) and proc_uptime(5).
-fn process_age(pid: i32) -> Option<Duration> {
+pub(in crate::sink::file) fn process_age(pid: i32) -> Option<Duration> {
     let uptime = fs::read_to_string("/proc/uptime").ok()?;
     let uptime = uptime.split(' ').next()?.parse().ok()?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may have spaces and brackets; the start is the 20th word after it.
-    let started: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-    let started = Duration::try_from_secs_f64(started / clock_ticks_per_second() as f64).ok()?;
+    let started = start_ticks(&stat)? as f64 / clock_ticks_per_second() as f64;
+    let started = Duration::try_from_secs_f64(started).ok()?;
     Some(Duration::try_from_secs_f64(uptime).ok()?.saturating_sub(started))
+}
+
+/// When a process was started, in clock ticks since its host was, by its line in /proc/PID/stat.
+pub(in crate::sink::file) fn start_ticks(stat: &str) -> Option<u64> {
+    // The name may have spaces and brackets; the start is the 20th word after it.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a file must prove itself by once its reader has it: a command, or an HTTP request. Where it does not, the last file
-//! that did is put back.
+//! What a file must prove itself by once its reader has it: a command, an HTTP request, or new workers of nginx. Where it
+//! does not, the last file that did is put back.
 //!
 //! ```text
 //! acked -> verifier -> passes: the file is the good one from now on
@@ -12,4 +12,4 @@ pub mod settings;
 pub mod verifier;
 
 pub use good::LastGood;
-pub use settings::{RawVerify, Verify};
+pub use settings::{Probe, RawVerify, Verify};

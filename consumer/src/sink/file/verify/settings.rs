@@ -1,6 +1,6 @@
 //! How a file is verified: as it is written, and as it is used.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use rollcall_shared::process::setting::SettingError;
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::http::Url;
 use crate::{
     config::toml::{self, parsed},
-    sink::file::command::CommandLine,
+    sink::file::{command::CommandLine, nginx::Master},
 };
 
 /// How a file is verified once its reader has it.
@@ -34,6 +34,8 @@ pub enum Probe {
         /// The status of an answer that counts.
         status: u16,
     },
+    /// nginx's master has workers that it started after the file was installed.
+    Nginx(Master),
 }
 
 /// How long a file has to prove itself unless it is said.
@@ -61,6 +63,7 @@ pub struct RawProbe {
     #[serde(default, deserialize_with = "parsed")]
     http: Option<Url>,
     status: Option<u16>,
+    nginx_pid_file: Option<PathBuf>,
     #[serde(default, deserialize_with = "toml::time")]
     timeout: Option<Duration>,
     #[serde(default, deserialize_with = "toml::time")]
@@ -83,17 +86,28 @@ impl RawVerify {
     /// What it means.
     ///
     /// # Errors
-    /// Neither a command nor a request, or both, or settings that do not go together.
+    /// None of command, request and pid file, or several, or settings that do not go together.
     pub fn parse(self) -> Result<Verify, SettingError> {
         let raw = match self {
             RawVerify::Command(command) => RawProbe { command: Some(command), ..RawProbe::default() },
             RawVerify::Table(raw) => *raw,
         };
-        let RawProbe { command, http, status, timeout, delay } = raw;
+        let RawProbe { command, http, status, nginx_pid_file, timeout, delay } = raw;
+        if let (Some(pid_file), true) = (&nginx_pid_file, command.is_some() || http.is_some()) {
+            let expected = "it or verify.command or verify.http, not both";
+            return Err(SettingError::new("verify.nginx_pid_file", pid_file.display(), expected));
+        }
+        if let (Some(_), Some(status)) = (&nginx_pid_file, status) {
+            return Err(SettingError::new("verify.status", status, "verify.http beside it"));
+        }
+        let nginx = nginx_pid_file.map(|pid_file| Probe::Nginx(Master { pid_file }));
         let probe = match (command, http, status) {
+            _ if nginx.is_some() => nginx.expect("it was looked at"),
             (Some(command), None, None) => Probe::Command(command),
             (None, Some(url), status) => Probe::Http { url, status: status.unwrap_or(STATUS) },
-            (None, None, _) => return Err(SettingError::missing("verify", "command or http in it")),
+            (None, None, _) => {
+                return Err(SettingError::missing("verify", "command, http or nginx_pid_file in it"));
+            }
             (Some(_), Some(url), _) => {
                 return Err(SettingError::new("verify.http", url, "it or verify.command, not both"));
             }
@@ -119,6 +133,7 @@ impl fmt::Display for Probe {
         match self {
             Probe::Command(command) => write!(f, "command {command}"),
             Probe::Http { url, status } => write!(f, "{url}, status {status}"),
+            Probe::Nginx(Master { pid_file }) => write!(f, "nginx by {}", pid_file.display()),
         }
     }
 }
@@ -146,7 +161,7 @@ mod tests {
             ("verify = { command = [\"a\"], timeout = \"3s\" }", Ok("command a within 3s")),
             ("verify = { http = \"http://h:81/x?y\" }", Ok("http://h:81/x?y, status 200 within 10s")),
             ("verify = { http = \"http://h/\", status = 204 }", Ok("http://h/, status 204 within 10s")),
-            ("verify = {}", Err("verify is not given: expected command or http in it")),
+            ("verify = {}", Err("verify is not given: expected command, http or nginx_pid_file in it")),
             (
                 "verify = { command = \"a\", http = \"http://h/\" }",
                 Err("verify.http is http://h/: expected it or verify.command, not both"),
@@ -158,6 +173,15 @@ mod tests {
             (
                 "verify = { http = \"http://h/\", status = 20 }",
                 Err("verify.status is 20: expected 100 to 999"),
+            ),
+            ("verify = { nginx_pid_file = \"/run/nginx.pid\" }", Ok("nginx by /run/nginx.pid within 10s")),
+            (
+                "verify = { nginx_pid_file = \"/n\", command = \"a\" }",
+                Err("verify.nginx_pid_file is /n: expected it or verify.command or verify.http, not both"),
+            ),
+            (
+                "verify = { nginx_pid_file = \"/n\", status = 200 }",
+                Err("verify.status is 200: expected verify.http beside it"),
             ),
             (
                 "verify = { command = \"a\", timeout = \"0s\" }",

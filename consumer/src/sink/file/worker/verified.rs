@@ -5,7 +5,10 @@ use tokio::time::Instant;
 
 use super::{BACK, Current, Draft, FileError, Made, Worker, digest};
 use crate::{
-    sink::{Applied, file::install::Contents},
+    sink::{
+        Applied,
+        file::{install::Contents, nginx::Workers},
+    },
     target::state::Digest,
 };
 
@@ -73,6 +76,11 @@ impl Worker {
         let digest = self.current.as_ref().and_then(|current| current.digest.as_ref());
         let good = self.good.as_ref().zip(digest);
         good.is_some_and(|(good, digest)| !good.is_known(digest))
+    }
+
+    /// nginx's workers when the content was installed that is there, where they verify it.
+    pub fn workers_before(&self) -> Option<Workers> {
+        self.before.clone()
     }
 
     /// Takes what became of verifying the content that is there; a reason says why it failed. The state folder reports
