@@ -33,6 +33,7 @@ use crate::{
         command::CommandLine,
         install::{Mode, Owner},
         notify::settings::{NotifyOrName, RawNotify},
+        read_back::RawReadBack,
         render::{
             Format, RawRenderSettings, haproxy::RawHaproxy, nginx::RawNginx,
             nginx_proxy::settings::RawNginxProxy, settings::Vars, traefik::RawTraefik,
@@ -164,6 +165,7 @@ struct TargetTable {
     check_isolates: Option<bool>,
     #[serde(default, deserialize_with = "command_or_table")]
     verify: Option<RawVerify>,
+    read_back: Option<RawReadBack>,
     notify: Option<NotifyOrName>,
     pace: Option<RawPace>,
     #[serde(default, deserialize_with = "time")]
@@ -204,21 +206,13 @@ impl From<TargetTable> for RawTarget {
     fn from(table: TargetTable) -> Self {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, .. } = table;
-        let TargetTable { check, check_timeout, check_isolates, verify, .. } = table;
+        let TargetTable { check, check_timeout, check_isolates, verify, read_back, .. } = table;
         let TargetTable { sink, nginx_proxy, haproxy, nginx, traefik, vars, .. } = table;
         let render = RawRenderSettings { nginx_proxy, haproxy, nginx, traefik, vars };
         let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
-        let file = RawFile { check, check_timeout, check_isolates, verify, backups, ..file };
-        Self {
-            name,
-            select,
-            pace,
-            heartbeat,
-            guard,
-            reconcile,
-            allow_empty,
-            sink: RawSink { kind: sink, file },
-        }
+        let file = RawFile { check, check_timeout, check_isolates, verify, read_back, backups, ..file };
+        let sink = RawSink { kind: sink, file };
+        Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, sink }
     }
 }
 

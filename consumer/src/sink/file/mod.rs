@@ -9,6 +9,7 @@ pub mod isolated;
 pub mod nginx;
 pub mod notes;
 pub mod notify;
+pub mod read_back;
 pub mod render;
 pub mod settings;
 #[allow(clippy::module_inception, reason = "the room's main type is the sink")]

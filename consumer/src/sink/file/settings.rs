@@ -16,6 +16,7 @@ use super::{
         files::{self, SERVICE},
     },
     notify::{Notify, settings::RawNotify},
+    read_back::{RawReadBack, ReadBack},
     render::{Content, Format, RawRenderSettings, RenderSettings},
     verify::{Probe, RawVerify, Verify},
 };
@@ -38,6 +39,8 @@ pub struct FileConfig {
     pub check: Option<Check>,
     /// How it is verified once its reader has it.
     pub verify: Option<Verify>,
+    /// The program that is asked whether it has what is in the file.
+    pub read_back: Option<ReadBack>,
     /// Which earlier files are kept.
     pub backups: Option<Backups>,
     /// Whom to notify of a new file.
@@ -72,6 +75,8 @@ pub struct RawFile {
     pub check_isolates: Option<bool>,
     /// How it is verified once its reader has it.
     pub verify: Option<RawVerify>,
+    /// The program that is asked whether it has what is in the file.
+    pub read_back: Option<RawReadBack>,
     /// Which earlier files are kept.
     pub backups: Option<RawBackups>,
     /// Whom to notify of a new file.
@@ -104,7 +109,7 @@ impl RawFile {
     /// Settings that are missing, contradict each other or cannot work.
     pub fn parse(self) -> Result<FileConfig, SettingError> {
         let Self { dest, format, template, render, mode, owner, backups, notify, shared, .. } = self;
-        let Self { check, check_timeout, check_isolates, verify, .. } = self;
+        let Self { check, check_timeout, check_isolates, verify, read_back, .. } = self;
         let dest = dest.ok_or_else(|| SettingError::missing("dest", "the file to render"))?;
         if dest.file_name().is_none() {
             return Err(SettingError::new("dest", dest.display(), "a file"));
@@ -159,7 +164,21 @@ impl RawFile {
         if let (Some(Verify { probe: probe @ Probe::Nginx(_), .. }), None) = (&verify, &notify) {
             return Err(SettingError::new("verify", probe, "notify beside it, so that nginx reloads"));
         }
-        Ok(FileConfig { dest, content, render, mode, owner, check, verify, backups, notify, shared })
+        let read_back = read_back.map(|raw| raw.parse(&content)).transpose()?;
+        let config = FileConfig {
+            dest,
+            content,
+            render,
+            mode,
+            owner,
+            check,
+            verify,
+            read_back,
+            backups,
+            notify,
+            shared,
+        };
+        Ok(config)
     }
 }
 
@@ -172,13 +191,14 @@ impl RawFile {
         let Self {
             dest, format, template, render, mode, owner, check, check_timeout, check_isolates, ..
         } = self;
-        let Self { verify, backups, notify, shared, .. } = self;
+        let Self { verify, read_back, backups, notify, shared, .. } = self;
         let of_file = [
             ("dest", dest.is_some()),
             ("mode", mode.is_some()),
             ("owner", owner.is_some()),
             ("check", check.is_some() || check_timeout.is_some() || check_isolates.is_some()),
             ("verify", verify.is_some()),
+            ("read_back", read_back.is_some()),
             ("backups", backups.is_some()),
             ("notify", notify.is_some() || shared.is_some()),
         ];

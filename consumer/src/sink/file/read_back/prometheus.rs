@@ -1,0 +1,76 @@
+//! What Prometheus has, by its API: `GET /api/v1/targets`, which has each target as it was discovered, also those that
+//! relabelling drops.
+//!
+//! Two targets of one address that relabelling makes the same are one to Prometheus.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Mismatch, comparison::Listing};
+
+/// Where the targets are.
+pub(super) const TARGETS: &str = "/api/v1/targets";
+/// The label that all targets of ours have.
+const OURS: &str = "__meta_rollcall_service";
+
+type Labels = BTreeMap<String, String>;
+
+/// A group in the file.
+#[derive(Deserialize)]
+struct Group {
+    targets: Vec<String>,
+    #[serde(default)]
+    labels: Labels,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    data: Data,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Data {
+    #[serde(default)]
+    active_targets: Vec<Target>,
+    /// null where there are none.
+    #[serde(default)]
+    dropped_targets: Option<Vec<Target>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Target {
+    #[serde(default)]
+    discovered_labels: Labels,
+}
+
+/// Compares what is installed with the targets of the job or, where none is named, with all that are Rollcall's.
+pub(super) fn compare(installed: &[u8], answer: &[u8], job: Option<&str>) -> Result<(), Mismatch> {
+    let groups: Vec<Group> = serde_json::from_slice(installed).map_err(Mismatch::Installed)?;
+    let Answer { data } = serde_json::from_slice(answer).map_err(Mismatch::Answer)?;
+    let (mut desired, mut found) = (Listing::default(), Listing::default());
+    for Group { targets, labels } in &groups {
+        targets.iter().for_each(|target| desired.add(target.clone(), state(labels)));
+    }
+    let targets = data.active_targets.iter().chain(data.dropped_targets.iter().flatten());
+    for Target { discovered_labels: labels } in targets {
+        let is_meant = match job {
+            Some(job) => labels.get("job").is_some_and(|found| found == job),
+            None => labels.contains_key(OURS),
+        };
+        if is_meant {
+            found.add(labels.get("__address__").cloned().unwrap_or_default(), state(labels));
+        }
+    }
+    desired.difference(&found).map_or(Ok(()), |difference| Err(Mismatch::Differs(difference)))
+}
+
+/// What the file says of a target; Prometheus adds to it, and takes an empty label for none.
+fn state(labels: &Labels) -> String {
+    let is_ours = |name: &str| name.starts_with("__meta_docker_") || name.starts_with("__meta_rollcall_");
+    let ours = labels.iter().filter(|(name, value)| is_ours(name) && !value.is_empty());
+    let ours: Vec<String> = ours.map(|(name, value)| format!("{name}={value:?}")).collect();
+    format!("{{{}}}", ours.join(", "))
+}
