@@ -1,6 +1,6 @@
 //! Answers that programs give, and some that they should not.
 
-use std::io::ErrorKind;
+use std::{io::ErrorKind, slice::from_ref};
 
 use rollcall_shared::process::error::one_line;
 use serde_json::json;
@@ -48,9 +48,12 @@ async fn asked(first: &'static str, rest: &'static str) -> Result<(), String> {
     })
 }
 
-fn envoy(services: &[(&str, &[(&str, u16, u64, Option<&str>)])]) -> Vec<u8> {
-    let file = |(service, hosts): &(&str, &[(&str, u16, u64, Option<&str>)])| {
-        let host = |(address, port, weight, health): &(&str, u16, u64, Option<&str>)| {
+/// Address, port, weight and health.
+type Host<'h> = (&'h str, u16, u64, Option<&'h str>);
+
+fn envoy(services: &[(&str, &[Host])]) -> Vec<u8> {
+    let file = |(service, hosts): &(&str, &[Host])| {
+        let host = |(address, port, weight, health): &Host| {
             json!({
                 "endpoint": {"address": {"socket_address": {"address": address, "port_value": port}}},
                 "load_balancing_weight": weight, "health_status": health,
@@ -250,8 +253,8 @@ fn prometheus_has_the_targets_that_it_scrapes_and_those_that_it_drops() {
     let (a, b) = (labels("a:1", "/a", "one"), labels("b:1", "/b", "one"));
     let compared = |program, answer| compared(program, installed.as_bytes(), &answer);
     // Relabelling may make one of two that have one address.
-    assert_eq!(compared(&any, answer(&[a.clone()], &[b.clone()])), Ok(()));
-    assert_eq!(compared(&any, answer(&[a.clone()], &[])), Err("lacks b:1".to_owned()));
+    assert_eq!(compared(&any, answer(from_ref(&a), from_ref(&b))), Ok(()));
+    assert_eq!(compared(&any, answer(from_ref(&a), &[])), Err("lacks b:1".to_owned()));
     let other = labels("c:1", "/c", "two");
     let all = answer(&[a, b, other], &[]);
     assert_eq!(compared(&any, all.clone()), Err("has c:1 besides".to_owned()));

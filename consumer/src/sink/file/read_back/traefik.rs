@@ -75,8 +75,8 @@ pub(super) fn compare(installed: &[u8], answer: &[u8], others: bool) -> Result<(
     };
     let local =
         |name: &str| name.strip_suffix(PROVIDER).filter(|name| is_ours(&file, name)).map(str::to_owned);
-    found.routers = renamed(found.routers, &local);
-    found.services = renamed(found.services, &local);
+    found.routers = renamed(found.routers, local);
+    found.services = renamed(found.services, local);
     // Traefik fills in its own entry points where a router has none.
     for (name, router) in &mut found.routers {
         if file.routers.get(name).is_some_and(|wanted| wanted.entry_points.is_empty()) {
