@@ -19,9 +19,10 @@ use super::{
         container::{Checked, ContainerCheckError},
     },
     command::CommandError,
-    install::{Batch, InstallError, Staged},
+    install::{Batch, InstallError, Staged, files},
     isolate::{Next, Search},
     isolated::Isolated,
+    read_back::{self, ReadBack},
     render::RenderError,
     verify::{Probe, Verify},
     worker::{Made, Worker},
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     config::TargetConfig,
     roll::{Row, Selection},
-    sink::{Applied, Equipment, Sink, SinkError},
+    sink::{self, Applied, Equipment, Sink, SinkError},
     state_dir::StateDir,
     target::{generation::Generation, state::Acked},
 };
@@ -61,6 +62,9 @@ pub enum FileError {
     /// Installing failed.
     #[error(transparent)]
     Install(#[from] InstallError),
+    /// What was installed cannot be read again.
+    #[error("cannot read the installed file")]
+    Installed(#[source] std::io::Error),
     /// What was acked could not be remembered.
     #[error("cannot write the target's state in --state-dir")]
     State(#[from] std::io::Error),
@@ -90,6 +94,8 @@ pub struct FileSink {
     isolates: bool,
     /// How the file is verified once its reader has it.
     verify: Option<Verify>,
+    /// How the program that follows the file is asked whether it has it.
+    read_back: Option<ReadBack>,
     dest: PathBuf,
     /// Checks in containers, where that is wanted.
     checker: Option<ContainerChecker>,
@@ -112,8 +118,8 @@ impl FileSink {
         give_back.send(Worker::open(target, file, state_dir)).expect("the receiver is there");
         let check = file.check.clone();
         let isolates = check.as_ref().is_some_and(|check| check.isolates);
-        let FileConfig { verify, dest, .. } = file.clone();
-        Self { worker, check, isolates, verify, dest, checker: None, tasks: TaskTracker::new() }
+        let FileConfig { verify, read_back, dest, .. } = file.clone();
+        Self { worker, check, isolates, verify, read_back, dest, checker: None, tasks: TaskTracker::new() }
     }
 
     /// Works on another thread, once what was begun there before is done.
@@ -305,6 +311,15 @@ impl Sink for FileSink {
         let failure = verified.as_ref().err().map(|error| format!("verify: {}", one_line(error)));
         self.work(move |worker| worker.on_verified(failure)).await??;
         Ok(verified?)
+    }
+
+    fn read_back(&self) -> Option<sink::ReadBack> {
+        let (config, dest) = (self.read_back.clone()?, self.dest.clone());
+        Some(sink::ReadBack::new(async move {
+            let reading = tokio::task::spawn_blocking(move || files::read_all(&dest));
+            let installed = reading.await?.map_err(FileError::Installed)?;
+            Ok(read_back::read_back(&config, &installed).await?)
+        }))
     }
 
     async fn remember(&mut self, acked: Option<(Generation, Acked)>) -> Result<(), SinkError> {

@@ -78,6 +78,20 @@ pub fn is_pattern(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().contains(SERVICE))
 }
 
+/// What stands in a target's file or, where there is one for each service, in all of them one after another.
+///
+/// # Errors
+/// A file or the folder cannot be read.
+pub fn read_all(dest: &Path) -> io::Result<Vec<u8>> {
+    if !is_pattern(dest) {
+        return fs::read(dest);
+    }
+    let entries = fs::read_dir(dest.parent().unwrap_or(dest))?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<BTreeSet<_>>>()?;
+    let ours = paths.iter().filter(|path| matches(dest, path));
+    Ok(ours.map(fs::read).collect::<io::Result<Vec<_>>>()?.concat())
+}
+
 /// Whether a file may be one of a pattern's.
 pub fn matches(pattern: &Path, path: &Path) -> bool {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
