@@ -24,6 +24,7 @@ use file::{FileSink, check::ContainerChecker};
 use http::{HttpSink, Pages};
 use settings::SinkConfig;
 
+pub mod citus;
 pub mod file;
 pub mod http;
 mod intake;
