@@ -8,6 +8,7 @@ use rollcall_consumer::{
 };
 use rollcall_shared::process::{
     cli::{self, Failure},
+    error::one_line,
     health, telemetry,
 };
 
@@ -41,6 +42,10 @@ fn start() -> Result<(), Failure> {
         match command {
             Some(Command::Explain { container }) => {
                 cli::print(&explain(settings, &container).await?).map_err(Failure::failed)
+            }
+            Some(Command::Citus(command)) => {
+                let done = command.run().await.map_err(|error| Failure::failed(one_line(&error)))?;
+                cli::print(&(done + "\n")).map_err(Failure::failed)
             }
             _ => run(settings).await,
         }

@@ -105,13 +105,13 @@ impl CitusSettings {
             reconcile: None,
             allow_empty,
             sink: RawSink {
-                kind: None,
                 file: RawFile {
                     dest: Some(confdir.join("pg_worker_list.conf")),
                     format: Some(Format::CitusWorkers),
                     notify: Some(self.raw_notify(tool, stack)),
                     ..RawFile::default()
                 },
+                ..RawSink::default()
             },
         }
     }

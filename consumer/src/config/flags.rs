@@ -16,6 +16,7 @@ use super::{
 use crate::{
     roll::{RawSelect, SelectFlags, StackChoice},
     sink::{
+        citus::drain::CitusCommand,
         file::{
             notify::settings::NotifyFlags,
             settings::{FileFlags, RawFile},
@@ -52,6 +53,9 @@ pub enum Command {
     Healthcheck,
     /// Show the status of the consumer at --listen, one line per part; ends with 1 if none answers
     Status,
+    /// Tell a Citus coordinator what only its operator may ask for
+    #[command(subcommand)]
+    Citus(CitusCommand),
     /// Do what the image citusdata/workerlist-gen does by this command
     #[command(hide = true)]
     WorkerlistGen,
@@ -64,7 +68,7 @@ impl Command {
     /// The tool whose work is asked for by the name of its command.
     pub fn tool(&self) -> Option<Tool> {
         match self {
-            Command::Explain { .. } | Command::Healthcheck | Command::Status => None,
+            Command::Explain { .. } | Command::Healthcheck | Command::Status | Command::Citus(_) => None,
             Command::WorkerlistGen => Some(Tool::WorkerlistGen),
             Command::DockercloudWorkerlistGen => Some(Tool::DockercloudWorkerlistGen),
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rollcall_shared::{
-    model::name::TargetName,
+    model::{instance::Protocol, name::TargetName},
     process::{setting::SettingError, time},
 };
 
@@ -108,6 +108,9 @@ impl RawTarget {
         if let Some(format) = sink.format() {
             restrict(&mut select, format)?;
         }
+        if sink.kind() == SinkKind::Citus {
+            select.protocol.get_or_insert(Protocol::Tcp);
+        }
         if let Some(reconcile) = reconcile.filter(Duration::is_zero) {
             return Err(SettingError::new("reconcile", time::show(reconcile), "more than 0s"));
         }
@@ -159,7 +162,6 @@ fn restrict(select: &mut Select, format: Format) -> Result<(), SettingError> {
 
 #[cfg(test)]
 mod tests {
-    use rollcall_shared::model::instance::Protocol;
 
     use super::*;
     use crate::sink::file::{notify::settings::RawNotify, settings::RawFile};

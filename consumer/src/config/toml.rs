@@ -41,7 +41,10 @@ use crate::{
         settings::{RawBackups, RawFile},
         verify::RawVerify,
     },
-    sink::settings::{RawSink, SinkKind},
+    sink::{
+        citus::RawCitus,
+        settings::{RawSink, SinkKind},
+    },
     target::{loss_guard::RawGuard, pacer::RawPace},
 };
 
@@ -109,7 +112,7 @@ fn check_distinct(targets: &[TargetConfig]) -> Result<(), SettingError> {
             return Err(SettingError::new("target name", name, "a name that no other target has"));
         }
         if before.iter().any(|other| other.sink.overlaps(sink)) {
-            let error = SettingError::new("dest", sink, "a file that no other target has");
+            let error = sink.taken();
             return Err(error.within(&format!("target {name}: ")));
         }
     }
@@ -178,6 +181,7 @@ struct TargetTable {
     allow_empty: bool,
     nginx_proxy: Option<RawNginxProxy>,
     haproxy: Option<RawHaproxy>,
+    citus: Option<RawCitus>,
     traefik: Option<RawTraefik>,
     nginx: Option<RawNginx>,
     vars: Option<Vars>,
@@ -207,11 +211,11 @@ impl From<TargetTable> for RawTarget {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, .. } = table;
         let TargetTable { check, check_timeout, check_isolates, verify, read_back, .. } = table;
-        let TargetTable { sink, nginx_proxy, haproxy, nginx, traefik, vars, .. } = table;
+        let TargetTable { sink, citus, nginx_proxy, haproxy, nginx, traefik, vars, .. } = table;
         let render = RawRenderSettings { nginx_proxy, haproxy, nginx, traefik, vars };
         let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
         let file = RawFile { check, check_timeout, check_isolates, verify, read_back, backups, ..file };
-        let sink = RawSink { kind: sink, file };
+        let sink = RawSink { kind: sink, file, citus };
         Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, sink }
     }
 }

@@ -20,8 +20,10 @@ use crate::{
     state_dir::StateDir,
     target::{generation::Generation, state::Acked},
 };
+use citus::CitusProgram;
 use file::{FileSink, check::ContainerChecker};
 use http::{HttpSink, Pages};
+use program::Reconciler;
 use settings::SinkConfig;
 
 pub mod citus;
@@ -39,6 +41,8 @@ pub mod settings;
 pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
     match &target.sink {
         SinkConfig::File(file) => FileSink::check(target, file),
+        // It is checked as it is parsed.
+        SinkConfig::Citus(_) => Ok(()),
         SinkConfig::Http(http) => http.check(target),
     }
 }
@@ -47,6 +51,10 @@ pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
 pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>, pages: Pages) -> Box<dyn Sink> {
     match &target.sink {
         SinkConfig::File(file) => Box::new(FileSink::open(target, file, state_dir)),
+        SinkConfig::Citus(citus) => {
+            let program = CitusProgram::new((**citus).clone());
+            Box::new(Reconciler::new(program, target, state_dir))
+        }
         SinkConfig::Http(http) => Box::new(HttpSink::open(target, http, state_dir, pages)),
     }
 }

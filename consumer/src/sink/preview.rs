@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use super::{SinkError, file::dry_run, settings::SinkConfig};
+use super::{SinkError, citus::CitusProgram, file::dry_run, program, settings::SinkConfig};
 use crate::{config::TargetConfig, roll::Selection};
 
 /// What a target would come to.
@@ -31,6 +31,13 @@ pub async fn preview(
 ) -> Preview {
     match &target.sink {
         SinkConfig::File(file) => dry_run::preview(target, file, selection, has_matched).await,
+        SinkConfig::Citus(citus) => {
+            let mut program = CitusProgram::new((**citus).clone());
+            let mut text = String::new();
+            let mut say = |line: String| text += &format!("target {}: {line}\n", target.name);
+            let outcome = program::preview(&mut program, target, selection, has_matched, &mut say).await;
+            Preview { text, outcome }
+        }
         SinkConfig::Http(_) => {
             let text = format!("target {}: is served, and rendered anew at each start\n", target.name);
             Preview { text, outcome: Ok(Outcome::Same) }

@@ -6,6 +6,7 @@ use rollcall_shared::{model::name::TargetName, process::setting::SettingError};
 use serde::Deserialize;
 
 use super::{
+    citus::{CitusConfig, RawCitus},
     file::{
         FileConfig,
         install::files,
@@ -23,6 +24,8 @@ pub enum SinkKind {
     /// A file, and a notification where there is somebody to notify.
     #[default]
     File,
+    /// A Citus coordinator, which is told by SQL.
+    Citus,
     /// An answer of the consumer's own HTTP server.
     Http,
 }
@@ -31,6 +34,7 @@ impl fmt::Display for SinkKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             SinkKind::File => "file",
+            SinkKind::Citus => "citus",
             SinkKind::Http => "http",
         })
     }
@@ -41,6 +45,8 @@ impl fmt::Display for SinkKind {
 pub enum SinkConfig {
     /// A file.
     File(Box<FileConfig>),
+    /// A Citus coordinator.
+    Citus(Box<CitusConfig>),
     /// An answer of the HTTP server.
     Http(Box<HttpConfig>),
 }
@@ -50,6 +56,7 @@ impl SinkConfig {
     pub fn kind(&self) -> SinkKind {
         match self {
             SinkConfig::File(_) => SinkKind::File,
+            SinkConfig::Citus(_) => SinkKind::Citus,
             SinkConfig::Http(_) => SinkKind::Http,
         }
     }
@@ -58,7 +65,7 @@ impl SinkConfig {
     pub fn file(&self) -> Option<&FileConfig> {
         match self {
             SinkConfig::File(file) => Some(file),
-            SinkConfig::Http(_) => None,
+            SinkConfig::Citus(_) | SinkConfig::Http(_) => None,
         }
     }
 
@@ -66,7 +73,7 @@ impl SinkConfig {
     pub fn file_mut(&mut self) -> Option<&mut FileConfig> {
         match self {
             SinkConfig::File(file) => Some(file),
-            SinkConfig::Http(_) => None,
+            SinkConfig::Citus(_) | SinkConfig::Http(_) => None,
         }
     }
 
@@ -103,12 +110,25 @@ impl SinkConfig {
         Some(std::path::absolute(dest).unwrap_or_else(|_| dest.clone()))
     }
 
+    /// Why a second target may not have it.
+    pub fn taken(&self) -> SettingError {
+        match self {
+            SinkConfig::Citus(citus) => {
+                SettingError::new("citus.database", &citus.database, "a coordinator that no other target has")
+            }
+            _ => SettingError::new("dest", self, "a file that no other target has"),
+        }
+    }
+
     /// Whether two of them would write to one place.
     pub fn overlaps(&self, other: &SinkConfig) -> bool {
         let overlap = |(ours, theirs): (PathBuf, PathBuf)| {
             ours == theirs || files::matches(&ours, &theirs) || files::matches(&theirs, &ours)
         };
-        self.absolute_dest().zip(other.absolute_dest()).is_some_and(overlap)
+        match (self, other) {
+            (SinkConfig::Citus(ours), SinkConfig::Citus(theirs)) => ours.database == theirs.database,
+            _ => self.absolute_dest().zip(other.absolute_dest()).is_some_and(overlap),
+        }
     }
 }
 
@@ -117,6 +137,7 @@ impl fmt::Display for SinkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SinkConfig::File(file) => file.dest.display().fmt(f),
+            SinkConfig::Citus(citus) => write!(f, "the coordinator at {}", citus.database),
             SinkConfig::Http(_) => f.write_str("the answer"),
         }
     }
@@ -129,6 +150,8 @@ pub struct RawSink {
     pub kind: Option<SinkKind>,
     /// The file, or what is rendered of one.
     pub file: RawFile,
+    /// How a Citus coordinator is reached and told.
+    pub citus: Option<RawCitus>,
 }
 
 impl RawSink {
@@ -137,9 +160,18 @@ impl RawSink {
     /// # Errors
     /// Settings that are missing, contradict each other or cannot work.
     pub fn parse(self) -> Result<SinkConfig, SettingError> {
-        match self.kind.unwrap_or_default() {
-            SinkKind::File => self.file.parse().map(Box::new).map(SinkConfig::File),
-            SinkKind::Http => self.file.parse_served().map(Box::new).map(SinkConfig::Http),
+        let Self { kind, file, citus } = self;
+        let kind = kind.unwrap_or_default();
+        if let (true, Some(_)) = (kind != SinkKind::Citus, &citus) {
+            return Err(SettingError::new("citus", "given", "sink = \"citus\" beside it"));
+        }
+        match kind {
+            SinkKind::File => file.parse().map(Box::new).map(SinkConfig::File),
+            SinkKind::Citus => {
+                file.refuse_all(kind)?;
+                citus.unwrap_or_default().parse().map(Box::new).map(SinkConfig::Citus)
+            }
+            SinkKind::Http => file.parse_served().map(Box::new).map(SinkConfig::Http),
         }
     }
 }

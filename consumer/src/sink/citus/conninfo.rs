@@ -58,6 +58,15 @@ pub enum ConninfoError {
     Bracket,
 }
 
+/// The keywords and values, but for the password.
+impl fmt::Display for Conninfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.0.iter().filter(|(keyword, _)| **keyword != "password");
+        let shown: Vec<_> = shown.map(|(keyword, value)| format!("{keyword}={value}")).collect();
+        if shown.is_empty() { f.write_str("libpq's defaults") } else { f.write_str(&shown.join(" ")) }
+    }
+}
+
 impl Conninfo {
     /// Takes a connection string apart.
     ///

@@ -20,7 +20,7 @@ use super::{
     render::{Content, Format, RawRenderSettings, RenderSettings},
     verify::{Probe, RawVerify, Verify},
 };
-use crate::sink::http::HttpConfig;
+use crate::sink::{http::HttpConfig, settings::SinkKind};
 
 /// A file that is kept, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,25 +188,56 @@ impl RawFile {
     /// # Errors
     /// A setting of a file, or neither a format nor a template.
     pub fn parse_served(self) -> Result<HttpConfig, SettingError> {
-        let Self {
-            dest, format, template, render, mode, owner, check, check_timeout, check_isolates, ..
-        } = self;
+        self.refuse(SinkKind::Http)?;
+        let content = content(self.format, self.template)?;
+        Ok(HttpConfig { render: self.render.parse(&content)?, content })
+    }
+
+    /// Refuses everything of a file beside a sink that renders nothing.
+    ///
+    /// # Errors
+    /// A setting that is given.
+    pub fn refuse_all(&self, kind: SinkKind) -> Result<(), SettingError> {
+        self.refuse(kind)?;
+        let RawRenderSettings { nginx_proxy, haproxy, nginx, traefik, vars } = &self.render;
+        let settings = [
+            ("format", self.format.is_some()),
+            ("template", self.template.is_some()),
+            ("nginx_proxy", nginx_proxy.is_some()),
+            ("haproxy", haproxy.is_some()),
+            ("nginx", nginx.is_some()),
+            ("traefik", traefik.is_some()),
+            ("vars", vars.is_some()),
+        ];
+        refuse_given(kind, &settings)
+    }
+
+    /// Refuses what only a file has.
+    fn refuse(&self, kind: SinkKind) -> Result<(), SettingError> {
+        let Self { dest, mode, owner, check, check_timeout, check_isolates, .. } = self;
         let Self { verify, read_back, backups, notify, shared, .. } = self;
-        let of_file = [
+        let settings = [
             ("dest", dest.is_some()),
             ("mode", mode.is_some()),
             ("owner", owner.is_some()),
-            ("check", check.is_some() || check_timeout.is_some() || check_isolates.is_some()),
+            ("check", check.is_some()),
+            ("check_timeout", check_timeout.is_some()),
+            ("check_isolates", check_isolates.is_some()),
             ("verify", verify.is_some()),
             ("read_back", read_back.is_some()),
             ("backups", backups.is_some()),
             ("notify", notify.is_some() || shared.is_some()),
         ];
-        if let Some((setting, _)) = of_file.iter().find(|(_, is_given)| *is_given) {
-            return Err(SettingError::new(*setting, "given", "none of it beside sink = \"http\""));
+        refuse_given(kind, &settings)
+    }
+}
+
+fn refuse_given(kind: SinkKind, settings: &[(&'static str, bool)]) -> Result<(), SettingError> {
+    match settings.iter().find(|(_, is_given)| *is_given) {
+        Some((setting, _)) => {
+            Err(SettingError::new(*setting, "given", format!("none of it beside sink = \"{kind}\"")))
         }
-        let content = content(format, template)?;
-        Ok(HttpConfig { render: render.parse(&content)?, content })
+        None => Ok(()),
     }
 }
 
