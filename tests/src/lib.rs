@@ -7,6 +7,7 @@
 //! next one.
 
 pub mod bridge;
+pub mod citus;
 pub mod container;
 mod docker_cli;
 pub mod docker_host;
@@ -32,6 +33,7 @@ pub mod traefik;
 pub mod until;
 
 pub use bridge::Bridge;
+pub use citus::Postgres;
 pub use container::Container;
 pub use docker_host::DockerHost;
 pub use envoy::Envoy;
