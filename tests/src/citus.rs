@@ -52,8 +52,11 @@ impl Postgres {
     pub fn plain() -> Result<Self> {
         leftovers::clear();
         let dir = new_dir()?;
-        let arguments = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", "--username=postgres"];
-        tool::run(program(dir.path(), "initdb").args(arguments).arg("--pgdata").arg(dir.path().join("data")))?;
+        let arguments =
+            ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", "--username=postgres"];
+        tool::run(
+            program(dir.path(), "initdb").args(arguments).arg("--pgdata").arg(dir.path().join("data")),
+        )?;
         let server = Self::start(dir, port::free(HOST)?)?;
         server.sql_in("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
         Ok(server)
@@ -214,7 +217,9 @@ fn install(root: &Path) -> Result<()> {
     symlink(debian("lib/postgresql/15/lib"), root.join("lib/postgresql/15/lib"))?;
     for folder in ["", "extension"] {
         let from = debian("share/postgresql/15").join(folder);
-        for entry in fs::read_dir(&from).with_context(|| format!("{} not found: run tests/parts", from.display()))? {
+        for entry in
+            fs::read_dir(&from).with_context(|| format!("{} not found: run tests/parts", from.display()))?
+        {
             let entry = entry?;
             if entry.file_name() != "extension" {
                 symlink(entry.path(), share.join(folder).join(entry.file_name()))?;

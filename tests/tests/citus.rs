@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rollcall_consumer::roll::Row;
-use rollcall_consumer::sink::citus::{CitusProgram, RawCitus, conninfo::Conninfo, drain, libpq, session::Session};
+use rollcall_consumer::sink::citus::{
+    CitusProgram, RawCitus, conninfo::Conninfo, drain, libpq, session::Session,
+};
 use rollcall_consumer::sink::program::{Desired, Plan, Program, Scope};
 use rollcall_shared::model::instance::{Endpoint, InstanceId, Protocol};
 use rollcall_tests::citus::HOST;
@@ -41,7 +43,8 @@ impl Cluster {
     fn round(&self, program: &mut CitusProgram, rows: &[Row]) -> Result<Round> {
         let desired = desired(rows);
         let observe_and_plan = |program: &mut CitusProgram| -> Result<Plan<_>> {
-            let observed = self.runtime.block_on(program.observe(&desired.scope)).map_err(|error| anyhow!(error))?;
+            let observed =
+                self.runtime.block_on(program.observe(&desired.scope)).map_err(|error| anyhow!(error))?;
             Ok(program.plan(&desired, &observed))
         };
         let plan = observe_and_plan(program)?;
@@ -69,9 +72,9 @@ impl Cluster {
 
     /// Node IDs and ports of the workers, in the order of their IDs.
     fn nodes(&self) -> Result<Vec<(i32, u16)>> {
-        let rows = self.coordinator.sql(
-            "SELECT nodeid, nodeport FROM pg_dist_node WHERE groupid <> 0 ORDER BY nodeid",
-        )?;
+        let rows = self
+            .coordinator
+            .sql("SELECT nodeid, nodeport FROM pg_dist_node WHERE groupid <> 0 ORDER BY nodeid")?;
         let node = |line: &str| -> Result<(i32, u16)> {
             let (id, port) = line.split_once('|').context("two columns")?;
             Ok((id.parse()?, port.parse()?))
@@ -149,19 +152,24 @@ fn a_passing_worker_is_added_and_is_active_and_then_nothing_is_written() -> Resu
     println!("two workers were added after {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert_eq!(cluster.coordinator.sql("SELECT count(*) FROM master_get_active_worker_nodes()")?, "2");
-    let recorded = "SELECT count(*) FROM rollcall.citus_worker JOIN pg_dist_node ON nodeid = node_id WHERE node = 'h1'";
+    let recorded =
+        "SELECT count(*) FROM rollcall.citus_worker JOIN pg_dist_node ON nodeid = node_id WHERE node = 'h1'";
     assert_eq!(cluster.coordinator.sql(recorded)?, "2");
 
     let written = || {
         cluster.coordinator.sql("CHECKPOINT")?;
-        cluster.coordinator.sql("SELECT pg_current_wal_insert_lsn(), n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables")
+        cluster.coordinator.sql(
+            "SELECT pg_current_wal_insert_lsn(), n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables",
+        )
     };
     let (before, begun) = (written()?, Instant::now());
     for _ in 0..100 {
         assert_eq!(cluster.settle(&mut program, &cluster.rows())?, Vec::<String>::new());
     }
     println!("100 rounds took {:?}", begun.elapsed());
-    let after = cluster.coordinator.sql("SELECT pg_current_wal_insert_lsn(), n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables")?;
+    let after = cluster.coordinator.sql(
+        "SELECT pg_current_wal_insert_lsn(), n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables",
+    )?;
     assert_eq!(after, before);
     // Another consumer, as after a restart, finds all in place.
     assert_eq!(cluster.settle(&mut cluster.program()?, &cluster.rows())?, Vec::<String>::new());
@@ -274,12 +282,20 @@ fn a_node_made_by_hand_is_left_alone_and_adopted_where_its_worker_is_ours() -> R
     let round = cluster.round(&mut program, &rows[..1])?;
     assert!(only(&round.notes).ends_with("was made by hand and is left alone"), "{round:?}");
     assert_eq!(cluster.nodes()?, before);
-    assert_eq!(cluster.coordinator.sql("SELECT node_id FROM rollcall.citus_worker")?, before[0].0.to_string());
+    assert_eq!(
+        cluster.coordinator.sql("SELECT node_id FROM rollcall.citus_worker")?,
+        before[0].0.to_string()
+    );
 
     // An operator's word is not overruled.
-    cluster.coordinator.sql(&format!("SELECT citus_disable_node('{HOST}', {})", cluster.workers[0].port()))?;
+    cluster
+        .coordinator
+        .sql(&format!("SELECT citus_disable_node('{HOST}', {})", cluster.workers[0].port()))?;
     let round = cluster.round(&mut program, &rows)?;
-    assert!(only(&round.refusals).contains("is inactive: SELECT citus_activate_node('127.0.0.1', "), "{round:?}");
+    assert!(
+        only(&round.refusals).contains("is inactive: SELECT citus_activate_node('127.0.0.1', "),
+        "{round:?}"
+    );
     Ok(())
 }
 
@@ -300,7 +316,10 @@ fn what_is_wrong_with_a_coordinator_is_said_on_one_line_and_nothing_is_changed()
     says(&cluster.workers[0].conninfo(), "the coordinator's own host is not set at 127.0.0.1:")?;
     says(&format!("host={HOST} port=1 user=postgres"), "Connection refused")?;
     coordinator.set_access("host all postgres all trust\nhost all all all scram-sha-256\n")?;
-    says(&at("dbname=app user=plain password=wrong"), "the password is wrong (password authentication failed")?;
+    says(
+        &at("dbname=app user=plain password=wrong"),
+        "the password is wrong (password authentication failed",
+    )?;
     let dir = tempfile::tempdir()?;
     let pgpass = dir.path().join("pgpass");
     fs::write(&pgpass, "*:*:*:plain:right\n")?;
@@ -324,7 +343,8 @@ fn what_is_wrong_with_a_coordinator_is_said_on_one_line_and_nothing_is_changed()
 }
 
 #[test]
-fn a_lock_that_another_holds_and_a_statement_that_takes_too_long_end_the_round_and_nothing_else() -> Result<()> {
+fn a_lock_that_another_holds_and_a_statement_that_takes_too_long_end_the_round_and_nothing_else() -> Result<()>
+{
     let cluster = Cluster::new(1)?;
     let other = cluster.runtime.block_on(session(&cluster.coordinator))?;
     let run = |sql: &str| cluster.runtime.block_on(other.batch("test", sql)).map_err(anyhow::Error::from);
@@ -429,7 +449,10 @@ fn draining_is_the_operators_word_and_the_worker_stays_out_until_it_is_let_in_ag
     let said = drain("h1/w0")?;
     assert!(said.ends_with("is drained and removed"), "{said}");
     assert_eq!(cluster.nodes()?.len(), 1);
-    assert_eq!(cluster.coordinator.sql("SELECT count(*), count(DISTINCT groupid) FROM pg_dist_placement")?, "2|1");
+    assert_eq!(
+        cluster.coordinator.sql("SELECT count(*), count(DISTINCT groupid) FROM pg_dist_placement")?,
+        "2|1"
+    );
     // The container runs on, and so does one that has its volume.
     for number in [0, 40] {
         let rows = [row("w0", number, cluster.workers[0].port()), cluster.rows()[1].clone()];
@@ -439,7 +462,10 @@ fn draining_is_the_operators_word_and_the_worker_stays_out_until_it_is_let_in_ag
     }
     // The last one holds all the shards.
     let error = drain("h1/w1").expect_err("there is no other").to_string();
-    assert!(error.contains("has 2 placements of shards after it was drained, so it is not removed"), "{error}");
+    assert!(
+        error.contains("has 2 placements of shards after it was drained, so it is not removed"),
+        "{error}"
+    );
     for worker in ["w0", "w1"] {
         cluster.runtime.block_on(drain::undrain(&operator, worker))?;
     }
@@ -459,9 +485,8 @@ fn tls_verifies_what_its_mode_says() -> Result<()> {
     let port = cluster.coordinator.port();
     let look = |host: &str, mode: &str, root: &Tls| -> Result<Round> {
         let root = root.ca();
-        let text = format!(
-            "{host} port={port} dbname=app user=far sslmode={mode} sslrootcert={}", root.display()
-        );
+        let text =
+            format!("{host} port={port} dbname=app user=far sslmode={mode} sslrootcert={}", root.display());
         cluster.round(&mut program(&text, "")?, &[])
     };
     let named = format!("host={HOST}");
@@ -473,7 +498,12 @@ fn tls_verifies_what_its_mode_says() -> Result<()> {
         (&named, "verify-full", &stranger, "TLS failed: invalid peer certificate: UnknownIssuer"),
         (&named, "verify-ca", &stranger, "TLS failed: invalid peer certificate: UnknownIssuer"),
         (&named, "require", &stranger, "TLS failed: invalid peer certificate: UnknownIssuer"),
-        (&unnamed, "verify-full", &tls, "TLS failed: invalid peer certificate: certificate not valid for name"),
+        (
+            &unnamed,
+            "verify-full",
+            &tls,
+            "TLS failed: invalid peer certificate: certificate not valid for name",
+        ),
         (&named, "disable", &tls, "the server does not let this user in from here"),
     ] {
         let text = fails(look(host, mode, root));

@@ -28,6 +28,7 @@ use settings::SinkConfig;
 
 pub mod citus;
 pub mod file;
+pub mod haproxy;
 pub mod http;
 mod intake;
 pub mod preview;

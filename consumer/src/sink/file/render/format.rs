@@ -1,9 +1,6 @@
 //! The built-in formats. They are compiled in; an instance that a format cannot express is left out and named.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use askama::Template as _;
 use rollcall_shared::model::{
@@ -23,7 +20,10 @@ use super::{
     traefik,
     view::View,
 };
-use crate::roll::Row;
+use crate::{
+    roll::Row,
+    sink::haproxy::lines::{backend, lines},
+};
 
 /// A built-in format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
@@ -160,7 +160,7 @@ impl Format {
         service: &ServiceName,
         rows: &[&Row],
         hosts: &Hosts,
-        RenderSettings { nginx, .. }: &RenderSettings,
+        RenderSettings { nginx, runtime, .. }: &RenderSettings,
     ) -> Result<Block, RenderError> {
         match self {
             Format::Json => json(rows),
@@ -182,9 +182,10 @@ impl Format {
             Format::Traefik => traefik::block(service, rows),
             Format::Prometheus => prometheus::block(rows),
             Format::Hosts => Ok(host_lines::block(rows)),
-            Format::HaproxyBackend | Format::Haproxy => {
-                servers(rows, false, |servers| HaproxyBackend::new(service, servers).render())
-            }
+            Format::HaproxyBackend | Format::Haproxy => servers(rows, false, |servers| {
+                let backend = &backend(service, runtime.as_ref());
+                HaproxyBackend { backend, lines: lines(servers, runtime.as_ref()) }.render()
+            }),
         }
     }
 
@@ -252,7 +253,7 @@ pub(super) fn name(row: &Row) -> String {
 }
 
 /// Whether traffic can go to an address at all.
-pub(super) fn is_reachable(address: &Address) -> bool {
+pub(crate) fn is_reachable(address: &Address) -> bool {
     match address {
         Address::Ip(IpAddr::V4(ip)) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
         Address::Ip(IpAddr::V6(ip)) => !ip.is_unspecified() && !ip.is_multicast(),
@@ -306,39 +307,6 @@ impl<'r> NginxUpstream<'r> {
 #[derive(askama::Template)]
 #[template(path = "haproxy-backend.txt", escape = "none")]
 struct HaproxyBackend<'r> {
-    service: &'r ServiceName,
-    servers: &'r [&'r Row],
-    /// Names that more than one server would have.
-    ambiguous: HashSet<String>,
-}
-
-impl<'r> HaproxyBackend<'r> {
-    fn new(service: &'r ServiceName, servers: &'r [&'r Row]) -> Self {
-        let mut names = HashSet::new();
-        let ambiguous = servers.iter().map(|row| server_name(row)).filter(|name| !names.insert(name.clone()));
-        Self { service, servers, ambiguous: ambiguous.collect() }
-    }
-
-    /// Unique within a backend, as HAProxy wants it: a container that is held may stand beside the one of the same name
-    /// that has taken its place.
-    fn name(&self, row: &Row) -> String {
-        let name = server_name(row);
-        if self.ambiguous.contains(&name) { format!("{name}:{}", row.id.container) } else { name }
-    }
-
-    fn weight(&self, row: &Row) -> u16 {
-        /// HAProxy's greatest weight.
-        const GREATEST: u16 = 256;
-        row.instance.weight.min(GREATEST)
-    }
-
-    /// A name may resolve only once its container is there; HAProxy would refuse to start without.
-    fn is_resolved_later(&self, row: &Row) -> bool {
-        matches!(row.endpoint.address, Address::Name(_))
-    }
-}
-
-/// Colons cannot stand in the names of nodes and containers.
-fn server_name(row: &Row) -> String {
-    format!("{}:{}:{}", row.id.node, row.instance.container, row.id.port)
+    backend: &'r str,
+    lines: Vec<String>,
 }

@@ -5,6 +5,7 @@ use rollcall_shared::{model::name::ServiceName, process::setting::SettingError};
 use serde::Deserialize;
 
 use super::RenderError;
+use crate::sink::haproxy::{RuntimeConfig, lines::backend};
 
 /// How services are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,11 @@ impl RawHaproxy {
 
 impl Haproxy {
     /// The file of these services and their backends.
-    pub(super) fn join(&self, backends: &[(&ServiceName, &str)]) -> Result<Vec<u8>, RenderError> {
+    pub(super) fn join(
+        &self,
+        backends: &[(&ServiceName, &str)],
+        runtime: Option<&RuntimeConfig>,
+    ) -> Result<Vec<u8>, RenderError> {
         let Self { port, default_service, domain } = self;
         let has = |service: &&ServiceName| backends.iter().any(|(name, _)| name == service);
         let only = || match backends {
@@ -60,7 +65,7 @@ impl Haproxy {
             _ => None,
         };
         let default = default_service.as_ref().filter(has).or_else(only);
-        let file = HaproxyFile { port: *port, default, domain: domain.as_deref(), backends };
+        let file = HaproxyFile { port: *port, default, domain: domain.as_deref(), backends, runtime };
         file.render().map(String::into_bytes).map_err(|error| RenderError::Format(error.into()))
     }
 }
@@ -72,6 +77,13 @@ struct HaproxyFile<'b> {
     default: Option<&'b ServiceName>,
     domain: Option<&'b str>,
     backends: &'b [(&'b ServiceName, &'b str)],
+    runtime: Option<&'b RuntimeConfig>,
+}
+
+impl HaproxyFile<'_> {
+    fn backend(&self, service: &ServiceName) -> String {
+        backend(service, self.runtime)
+    }
 }
 
 #[cfg(test)]

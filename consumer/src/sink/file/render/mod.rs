@@ -20,5 +20,6 @@ pub mod traefik;
 mod view;
 
 pub use format::Format;
+pub(crate) use format::is_reachable;
 pub use renderer::{Changes, Content, RenderError, Rendered, Renderer};
 pub use settings::{RawRenderSettings, RenderSettings};

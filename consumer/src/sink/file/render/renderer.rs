@@ -323,7 +323,10 @@ impl Renderer {
                 return nginx_proxy::render(&self.settings.nginx_proxy, folders, candidates);
             }
             Content::Format(Format::Traefik) => self.settings.traefik.join(&texts().collect::<Vec<_>>())?,
-            Content::Format(Format::Haproxy) => self.settings.haproxy.join(&texts().collect::<Vec<_>>())?,
+            Content::Format(Format::Haproxy) => {
+                let runtime = self.settings.runtime.as_ref();
+                self.settings.haproxy.join(&texts().collect::<Vec<_>>(), runtime)?
+            }
             Content::Format(format) => format.join(texts().map(|(_, text)| text)),
             Content::Template(path) => template::fill(
                 path,

@@ -11,6 +11,7 @@ use super::{
     nginx_proxy::settings::{NginxProxy, RawNginxProxy},
     traefik::{RawTraefik, Traefik},
 };
+use crate::sink::haproxy::RuntimeConfig;
 
 /// A target's own variables, which its template sees.
 pub type Vars = BTreeMap<String, serde_json::Value>;
@@ -26,6 +27,8 @@ pub struct RenderSettings {
     pub traefik: Traefik,
     /// What the format `nginx-upstream` has in each upstream.
     pub nginx: Nginx,
+    /// How HAProxy is told at run time, so that its formats give the same servers; `None` where it is not.
+    pub runtime: Option<RuntimeConfig>,
     /// What a template sees as `vars`.
     pub vars: Vars,
 }
@@ -71,6 +74,7 @@ impl RawRenderSettings {
             haproxy: haproxy.map(RawHaproxy::parse).transpose()?.unwrap_or_default(),
             traefik: traefik.map(RawTraefik::parse).transpose()?.unwrap_or_default(),
             nginx: nginx.map(RawNginx::parse).transpose()?.unwrap_or_default(),
+            runtime: None,
             vars: vars.unwrap_or_default(),
         })
     }

@@ -154,18 +154,18 @@ fn haproxy_servers_have_names_of_their_own() {
     # Rendered by Rollcall; do not edit.
 
     backend api
-        server h1:api-3:80 api-3:8003 weight 1 check init-addr libc,none
+        server h1:api-3:80:000000000003 api-3:8003 weight 1 check init-addr libc,none
 
     backend web
-        server h1:web-1:80 10.0.0.1:8001 weight 1 check
-        server h1:web-2:80 [fd00::2]:8002 weight 256 check
+        server h1:web-1:80:000000000001 10.0.0.1:8001 weight 1 check
+        server h1:web-2:80:000000000002 [fd00::2]:8002 weight 256 check
 
     backend zoo
     ");
 }
 
 #[test]
-fn haproxy_servers_of_one_name_are_told_apart_by_their_containers() {
+fn haproxy_servers_are_told_apart_by_their_containers() {
     let (id, instance) = (testing::id(1), testing::instance(1, "web"));
     let successor = InstanceId { container: testing::id(2).container, ..id.clone() };
     let moved = Instance { port: 9001, ..instance.clone() };

@@ -38,11 +38,11 @@ fn haproxy_has_a_frontend_and_a_backend_for_each_service() {
         default_backend web
 
     backend api
-        server h1:api-3:80 api-3:8003 weight 1 check init-addr libc,none
+        server h1:api-3:80:000000000003 api-3:8003 weight 1 check init-addr libc,none
 
     backend web
-        server h1:web-1:80 10.0.0.1:8001 weight 1 check
-        server h1:web-2:80 [fd00::2]:8002 weight 256 check
+        server h1:web-1:80:000000000001 10.0.0.1:8001 weight 1 check
+        server h1:web-2:80:000000000002 [fd00::2]:8002 weight 256 check
     ");
     assert_eq!(rendered.instances, 3);
 }
