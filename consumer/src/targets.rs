@@ -37,11 +37,17 @@ use crate::{
             },
         },
         http::Pages,
+        settings::SinkKind,
     },
     state_dir::StateDir,
     succession::{Arrived, Coming, Successor},
     supervisor::{SHUTDOWN_TIMEOUT, Supervisor},
-    target::{Target, pacer::Pacer, reporter::Reporter, status::Board},
+    target::{
+        Target,
+        pacer::{PaceSettings, Pacer},
+        reporter::Reporter,
+        status::Board,
+    },
 };
 
 /// The buffer of what targets say to a notifier that they share, which reads it at once.
@@ -226,7 +232,9 @@ impl Targets {
         let config = &opened.config;
         let notifier = config.sink.notify().map(|notify| self.notifier(supervisor, opened, notify));
         let part = self.readiness.part(format!("target {}", config.name));
-        let (name, pacer) = (config.name.clone(), Pacer::new(config.pace));
+        // The others pace what costs, if anything does, by themselves.
+        let pace = if config.sink.kind() == SinkKind::File { config.pace } else { PaceSettings::none() };
+        let (name, pacer) = (config.name.clone(), Pacer::new(pace));
         sink.equip(Equipment { tasks: opened.tasks.clone(), checker: self.checker(supervisor, config) });
         let status = self.published.board.entry(config.name.clone());
         Target::new(name, selection, sink, pacer, config.reconcile, notifier, Reporter::new(part, status))

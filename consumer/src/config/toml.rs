@@ -43,6 +43,7 @@ use crate::{
     },
     sink::{
         citus::RawCitus,
+        haproxy::RawRuntime,
         settings::{RawSink, SinkKind},
     },
     target::{loss_guard::RawGuard, pacer::RawPace},
@@ -111,8 +112,7 @@ fn check_distinct(targets: &[TargetConfig]) -> Result<(), SettingError> {
         if before.iter().any(|other| other.name == *name) {
             return Err(SettingError::new("target name", name, "a name that no other target has"));
         }
-        if before.iter().any(|other| other.sink.overlaps(sink)) {
-            let error = sink.taken();
+        if let Some(error) = before.iter().find_map(|other| sink.clash(&other.sink)) {
             return Err(error.within(&format!("target {name}: ")));
         }
     }
@@ -181,6 +181,7 @@ struct TargetTable {
     allow_empty: bool,
     nginx_proxy: Option<RawNginxProxy>,
     haproxy: Option<RawHaproxy>,
+    runtime: Option<RawRuntime>,
     citus: Option<RawCitus>,
     traefik: Option<RawTraefik>,
     nginx: Option<RawNginx>,
@@ -211,11 +212,11 @@ impl From<TargetTable> for RawTarget {
         let TargetTable { name, select, pace, heartbeat, guard, reconcile, allow_empty, .. } = table;
         let TargetTable { dest, format, template, mode, owner, backups, .. } = table;
         let TargetTable { check, check_timeout, check_isolates, verify, read_back, .. } = table;
-        let TargetTable { sink, citus, nginx_proxy, haproxy, nginx, traefik, vars, .. } = table;
+        let TargetTable { sink, runtime, citus, nginx_proxy, haproxy, nginx, traefik, vars, .. } = table;
         let render = RawRenderSettings { nginx_proxy, haproxy, nginx, traefik, vars };
         let file = RawFile { dest, format, template, render, mode, owner, ..RawFile::default() };
         let file = RawFile { check, check_timeout, check_isolates, verify, read_back, backups, ..file };
-        let sink = RawSink { kind: sink, file, citus };
+        let sink = RawSink { kind: sink, file, runtime, citus };
         Self { name, select, pace, heartbeat, guard, reconcile, allow_empty, sink }
     }
 }

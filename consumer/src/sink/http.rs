@@ -168,6 +168,7 @@ impl Sink for HttpSink {
             refused: vec![],
             notes,
             started: taken.started,
+            is_quiet: true,
             look_again: taken.verdict.next_change(),
         };
         Ok(if is_same { Applied::Unchanged(content) } else { Applied::Written(content) })

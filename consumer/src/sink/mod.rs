@@ -22,6 +22,7 @@ use crate::{
 };
 use citus::CitusProgram;
 use file::{FileSink, check::ContainerChecker};
+use haproxy::HaproxySink;
 use http::{HttpSink, Pages};
 use program::Reconciler;
 use settings::SinkConfig;
@@ -42,6 +43,7 @@ pub mod settings;
 pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
     match &target.sink {
         SinkConfig::File(file) => FileSink::check(target, file),
+        SinkConfig::Haproxy(haproxy) => FileSink::check(target, &haproxy.file),
         // It is checked as it is parsed.
         SinkConfig::Citus(_) => Ok(()),
         SinkConfig::Http(http) => http.check(target),
@@ -52,6 +54,7 @@ pub fn check(target: &TargetConfig) -> Result<(), SettingError> {
 pub fn open(target: &TargetConfig, state_dir: Arc<StateDir>, pages: Pages) -> Box<dyn Sink> {
     match &target.sink {
         SinkConfig::File(file) => Box::new(FileSink::open(target, file, state_dir)),
+        SinkConfig::Haproxy(haproxy) => Box::new(HaproxySink::open(target, haproxy, state_dir)),
         SinkConfig::Citus(citus) => {
             let program = CitusProgram::new((**citus).clone());
             Box::new(Reconciler::new(program, target, state_dir))
@@ -172,6 +175,8 @@ pub struct Content {
     pub notes: Vec<String>,
     /// When the containers started that it has for the first time.
     pub started: Vec<Timestamp>,
+    /// Whether it is there without anybody being notified.
+    pub is_quiet: bool,
     /// When to look again even if nothing changes: when something that is held may go.
     pub look_again: Option<Instant>,
 }

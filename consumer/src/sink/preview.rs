@@ -2,7 +2,14 @@
 
 use tokio::sync::watch;
 
-use super::{SinkError, citus::CitusProgram, file::dry_run, program, settings::SinkConfig};
+use super::{
+    SinkError,
+    citus::CitusProgram,
+    file::dry_run,
+    haproxy::HaproxyProgram,
+    program::{self, Program},
+    settings::SinkConfig,
+};
 use crate::{config::TargetConfig, roll::Selection};
 
 /// What a target would come to.
@@ -15,7 +22,7 @@ pub struct Preview {
 }
 
 /// What would become of a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// It stays as it is.
     Same,
@@ -31,11 +38,18 @@ pub async fn preview(
 ) -> Preview {
     match &target.sink {
         SinkConfig::File(file) => dry_run::preview(target, file, selection, has_matched).await,
+        SinkConfig::Haproxy(haproxy) => {
+            let Preview { mut text, outcome: file } =
+                dry_run::preview(target, &haproxy.file, selection, has_matched).await;
+            let mut program = HaproxyProgram::new(haproxy.runtime.clone());
+            let runtime = of_program(&mut program, target, selection, has_matched, &mut text).await;
+            let outcome = file.and_then(|file| Ok(file.max(runtime?)));
+            Preview { text, outcome }
+        }
         SinkConfig::Citus(citus) => {
             let mut program = CitusProgram::new((**citus).clone());
             let mut text = String::new();
-            let mut say = |line: String| text += &format!("target {}: {line}\n", target.name);
-            let outcome = program::preview(&mut program, target, selection, has_matched, &mut say).await;
+            let outcome = of_program(&mut program, target, selection, has_matched, &mut text).await;
             Preview { text, outcome }
         }
         SinkConfig::Http(_) => {
@@ -43,4 +57,15 @@ pub async fn preview(
             Preview { text, outcome: Ok(Outcome::Same) }
         }
     }
+}
+
+async fn of_program<P: Program>(
+    program: &mut P,
+    target: &TargetConfig,
+    selection: &watch::Receiver<Selection>,
+    has_matched: bool,
+    text: &mut String,
+) -> Result<Outcome, SinkError> {
+    let mut say = |line: String| *text += &format!("target {}: {line}\n", target.name);
+    program::preview(program, target, selection, has_matched, &mut say).await
 }

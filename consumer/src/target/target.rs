@@ -41,8 +41,10 @@ pub struct Target {
     /// How often to look whether the sink still has what was applied.
     reconcile: Duration,
     notifier: Option<NotifierHandle>,
-    /// The change that the sink has now.
+    /// The change that was ordered last to be notified.
     current: Option<Current>,
+    /// Whether the sink has what it has without anybody being notified.
+    is_quiet: bool,
     /// When the containers started that no ack has covered yet.
     started: Vec<Timestamp>,
     /// When to try again, or to look again at what is held.
@@ -159,6 +161,7 @@ impl Target {
             reconcile,
             notifier,
             current: None,
+            is_quiet: false,
             started: Vec::new(),
             again: None,
             reconcile_at: None,
@@ -232,8 +235,8 @@ impl Target {
         let until = Instant::now() + wait;
         let settled_at = Instant::now() + RECEIVERS_DELAY;
         let was_complete = self.is_acked();
-        while self.notifier.is_some() && !(self.is_acked() && (was_complete || Instant::now() >= settled_at))
-        {
+        let notifies = self.notifier.is_some() && !self.is_quiet;
+        while notifies && !(self.is_acked() && (was_complete || Instant::now() >= settled_at)) {
             let look_at = if self.is_acked() { settled_at.min(until) } else { until };
             match tokio::time::timeout_at(look_at, next_notification(&mut self.notifier)).await {
                 Ok(Some(notification)) => self.notified(notification).await,
@@ -325,12 +328,14 @@ impl Target {
     /// The sink has this content now: has it notified, if that is not done.
     async fn take(&mut self, content: Content) {
         self.backoff.reset();
-        let Content { generation, acked, instances, held, refused, notes, started, look_again } = content;
+        let Content { generation, acked, instances, held, refused, notes, started, is_quiet, look_again } =
+            content;
         self.again = look_again;
         self.reconcile_at = Some(Instant::now() + self.reconcile);
-        if self.notifier.is_some() {
-            let room = MAX_STARTED - self.started.len();
-            self.started.extend(started.into_iter().take(room));
+        self.is_quiet = is_quiet;
+        let room = MAX_STARTED - self.started.len();
+        self.started.extend(started.into_iter().take(room));
+        if !is_quiet {
             self.order(generation, acked.unwrap_or_default()).await;
         }
         self.count("rollcall_consumer_renders_total");
@@ -343,6 +348,7 @@ impl Target {
             (false, _) => Standing::Failed([refused, held, notes].concat().join("; ")),
         });
         if self.is_taken() {
+            self.count_started();
             self.settle().await;
         }
     }
@@ -362,7 +368,7 @@ impl Target {
 
     /// Whether everybody who is to be notified has taken what was applied.
     fn is_taken(&self) -> bool {
-        self.notifier.is_none() || self.is_acked()
+        self.is_quiet || self.notifier.is_none() || self.is_acked()
     }
 
     /// What was applied is taken: looks whether it works, and whether the program behind has it.
@@ -426,7 +432,8 @@ impl Target {
         }
     }
 
-    fn acked(&mut self, generation: Generation) {
+    /// What has started is served.
+    fn count_started(&mut self) {
         let now = Timestamp::now();
         for started in self.started.drain(..) {
             // Clocks of two hosts may differ by more than it took.
@@ -434,6 +441,10 @@ impl Target {
             metrics::histogram!("rollcall_start_to_ack_seconds", "target" => self.name.to_string())
                 .record(took.as_secs_f64());
         }
+    }
+
+    fn acked(&mut self, generation: Generation) {
+        self.count_started();
         self.count("rollcall_consumer_notifications_total");
         tracing::info!(generation = generation.0, "acked");
     }

@@ -414,7 +414,7 @@ impl Worker {
         });
         let note = self.draining.as_ref().and_then(Draining::note).map(str::to_owned);
         let notes = notes.into_iter().chain(note).collect();
-        Content { generation, acked, instances, held, refused, notes, started, look_again }
+        Content { generation, acked, instances, held, refused, notes, started, is_quiet: false, look_again }
     }
 
     /// Whether it matters which content is which.

@@ -13,8 +13,6 @@ use crate::sink::program::Plan;
 pub struct Draft {
     /// The plan.
     pub plan: Plan<Step>,
-    /// Why HAProxy needs a reload to have what is desired, on one line each. The file beside has it.
-    pub reloads: Vec<String>,
     /// Which containers are to be at each address, and in which backend.
     pub(super) tenants: BTreeMap<SocketAddr, Vec<(String, Container)>>,
 }

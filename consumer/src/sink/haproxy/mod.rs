@@ -16,11 +16,15 @@ pub mod memory;
 pub mod observed;
 pub mod plan;
 pub mod program;
+pub mod reloads;
 pub mod server;
 pub mod settings;
+#[allow(clippy::module_inception, reason = "the sink beside the program")]
+pub mod sink;
 pub mod socket;
 pub mod state;
 pub mod step;
 
 pub use program::HaproxyProgram;
-pub use settings::{RawRuntime, RuntimeConfig};
+pub use settings::{HaproxyConfig, RawRuntime, RuntimeConfig};
+pub use sink::HaproxySink;

@@ -48,7 +48,7 @@ pub fn plan(config: &RuntimeConfig, desired: &Desired, observed: &Observed) -> D
     for (backend, servers) in wanted {
         if !servers.is_empty() {
             draft.refuse(format!("HAProxy has no backend {backend}"));
-            draft.reloads.push(format!("backend {backend} is new"));
+            draft.plan.reloads.push(format!("backend {backend} is new"));
         }
     }
     draft.finish()
@@ -247,14 +247,14 @@ impl Planner<'_> {
                 Method::Auto | Method::Dynamic => "method = \"slots\" saves the reload",
             };
             draft.refuse(format!("backend {name} has no place for {unplaced} instances: {obstacle}; {hint}"));
-            draft.reloads.push(format!("backend {name} has no place for {unplaced} instances"));
+            draft.plan.reloads.push(format!("backend {name} has no place for {unplaced} instances"));
             return;
         }
         let needed = enough(self.config.slots.max(slots), slots + unplaced);
         draft.refuse(format!(
             "backend {name} has no free slot for {unplaced} instances: it has {slots}, all taken"
         ));
-        draft.reloads.push(format!("backend {name} needs {needed} slots and has {slots}"));
+        draft.plan.reloads.push(format!("backend {name} needs {needed} slots and has {slots}"));
     }
 
     fn refuse_name(&self, server: &Wanted, draft: &mut Draft) {
@@ -264,7 +264,7 @@ impl Planner<'_> {
              at run time",
             self.name
         ));
-        draft.reloads.push(format!("{endpoint} in backend {} is a host name", self.name));
+        draft.plan.reloads.push(format!("{endpoint} in backend {} is a host name", self.name));
     }
 
     fn leave(&self, place: &Place, server: &Server, draft: &mut Draft) {

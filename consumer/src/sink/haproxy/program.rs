@@ -26,7 +26,7 @@ use crate::sink::{
 /// HAProxy, told over its unix socket.
 ///
 /// The file beside and the socket are brought up side by side, by whoever owns both (see [`super`]). A new generation of
-/// the file is to be notified, which reloads HAProxy, only where [`HaproxyProgram::needs_reload`] says why; at most once
+/// the file is to be notified, which reloads HAProxy, only for what a plan has under `reloads`; at most once
 /// for each generation, as a reload that did not help does not help again. Otherwise the file is for the next start.
 /// No two targets may have one socket: each would take the other's servers for its own that nobody wants any more.
 #[derive(Debug)]
@@ -69,13 +69,6 @@ impl HaproxyProgram {
     pub fn new(config: RuntimeConfig) -> Self {
         let socket = Socket::new(config.socket.clone());
         Self { config, socket, memory: Memory::default() }
-    }
-
-    /// Why HAProxy needs a reload of the file beside to have what is desired, on one line; `None` where it does not, as
-    /// the socket suffices. Pure.
-    pub fn needs_reload(&self, desired: &Desired, observed: &Observed) -> Option<String> {
-        let reloads = plan::plan(&self.config, desired, observed).reloads;
-        (!reloads.is_empty()).then(|| super::draft::Draft::list(reloads.iter().map(String::as_str)))
     }
 
     async fn read(&mut self, scope: &Scope) -> Result<Observed, HaproxyError> {

@@ -6,7 +6,16 @@ use rollcall_shared::process::setting::SettingError;
 use serde::Deserialize;
 
 use super::backend::BackendPattern;
-use crate::config::toml;
+use crate::{config::toml, sink::file::FileConfig};
+
+/// A HAProxy and its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaproxyConfig {
+    /// The file that its next start reads.
+    pub file: FileConfig,
+    /// How it is told until then.
+    pub runtime: RuntimeConfig,
+}
 
 /// How HAProxy is told at run time.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -92,12 +92,14 @@ pub struct Plan<S> {
     pub refusals: Vec<String>,
     /// What is worth a look and stops nothing, on one line each, such as what an operator made by hand.
     pub notes: Vec<String>,
+    /// What the program can have only if it reads the file beside it anew, on one line each.
+    pub reloads: Vec<String>,
     /// When to look again although nothing changes, such as at servers that drain.
     pub look_again: Option<Duration>,
 }
 
 impl<S> Default for Plan<S> {
     fn default() -> Self {
-        Self { steps: vec![], refusals: vec![], notes: vec![], look_again: None }
+        Self { steps: vec![], refusals: vec![], notes: vec![], reloads: vec![], look_again: None }
     }
 }

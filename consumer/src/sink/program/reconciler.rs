@@ -170,8 +170,9 @@ pub async fn preview<P: Program>(
     }
     verdict.services.into_values().for_each(|hold| say(hold.reason));
     let observed = program.observe(&desired.scope).await?;
-    let Plan { steps, refusals, notes, look_again: _ } = program.plan(&desired, &observed);
+    let Plan { steps, refusals, notes, reloads, look_again: _ } = program.plan(&desired, &observed);
     refusals.into_iter().chain(notes).for_each(&mut *say);
+    reloads.into_iter().for_each(|reason| say(format!("has to reload: {reason}")));
     if let Some(reason) = mismatch.filter(|_| !steps.is_empty()) {
         say(format!("stays as it is: {}", notes::unmatched(&reason)));
         return Ok(Outcome::Same);
@@ -197,6 +198,29 @@ fn desired(
 #[async_trait]
 impl<P: Program> Sink for Reconciler<P> {
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
+        Ok(self.reconcile(selection).await?.0)
+    }
+
+    async fn disturbed(&mut self) {
+        self.program.restarted().await;
+        self.forget();
+    }
+
+    async fn remember(&mut self, _: Option<(Generation, Acked)>) -> Result<(), SinkError> {
+        self.intake.remember().await;
+        Ok(())
+    }
+}
+
+impl<P: Program> Reconciler<P> {
+    /// Brings the program up to the selection as it is now; gives also why it has to read the file beside it anew.
+    ///
+    /// # Errors
+    /// As [`Sink::apply`].
+    pub async fn reconcile(
+        &mut self,
+        selection: &watch::Receiver<Selection>,
+    ) -> Result<(Applied, Vec<String>), SinkError> {
         let now = Instant::now();
         let (taken, desired, versions, instances) = {
             let selection = selection.borrow();
@@ -209,13 +233,13 @@ impl<P: Program> Sink for Reconciler<P> {
             (taken, desired, versions, selection.len())
         };
         if let Some(Hold { until, reason }) = taken.verdict.floor {
-            return Ok(Applied::Held { until, reason, due: None });
+            return Ok((Applied::Held { until, reason, due: None }, vec![]));
         }
         if let Some(reason) = &taken.mismatch {
             let observed = self.program.observe(&Scope::All).await?;
             if !self.program.plan(&desired, &observed).steps.is_empty() {
                 let reason = notes::unmatched(reason);
-                return Ok(Applied::Held { until: None, reason, due: None });
+                return Ok((Applied::Held { until: None, reason, due: None }, vec![]));
             }
         }
         let (plan, done) = match self.bring_up(&desired).await {
@@ -243,19 +267,11 @@ impl<P: Program> Sink for Reconciler<P> {
             refused: told.refusals,
             notes: [taken.notes.clone(), told.notes].concat(),
             started: taken.started,
+            is_quiet: true,
             look_again: [taken.verdict.next_change(), again].into_iter().flatten().min(),
         };
-        Ok(if done > 0 { Applied::Written(content) } else { Applied::Unchanged(content) })
-    }
-
-    async fn disturbed(&mut self) {
-        self.program.restarted().await;
-        self.forget();
-    }
-
-    async fn remember(&mut self, _: Option<(Generation, Acked)>) -> Result<(), SinkError> {
-        self.intake.remember().await;
-        Ok(())
+        let applied = if done > 0 { Applied::Written(content) } else { Applied::Unchanged(content) };
+        Ok((applied, plan.reloads))
     }
 }
 

@@ -107,7 +107,7 @@ fn what_is_there_needs_nothing() {
     let rows = [row(1, "web"), row(2, "web"), row(3, "api")];
     let draft = plan(&config(""), &all(&rows), &dynamic(rows.iter().map(served)));
     assert_eq!(draft.plan, crate::sink::program::Plan::default());
-    assert!(draft.reloads.is_empty());
+    assert!(draft.plan.reloads.is_empty());
 }
 
 #[test]
@@ -271,8 +271,8 @@ fn a_container_that_is_another_service_now_finishes_what_it_has() {
 fn a_backend_that_is_lacking_is_named_and_needs_a_reload() {
     let draft = plan(&config(""), &all(&[row(1, "zoo")]), &dynamic([]));
     assert_eq!(draft.plan.refusals, ["HAProxy has no backend zoo"]);
-    assert_eq!(draft.reloads, ["backend zoo is new"]);
-    assert!(plan(&config(""), &only("zoo", &[]), &dynamic([])).reloads.is_empty());
+    assert_eq!(draft.plan.reloads, ["backend zoo is new"]);
+    assert!(plan(&config(""), &only("zoo", &[]), &dynamic([])).plan.reloads.is_empty());
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn a_host_name_is_refused_unless_the_file_has_it() {
         with(&row(1, "web"), |instance| instance.address = Address::Name("web-1".parse().expect("a name")));
     let draft = plan(&config(""), &all(&[named.clone()]), &dynamic([]));
     assert!(draft.plan.refusals[0].contains("is at web-1:8001: HAProxy resolves host names as it starts"));
-    assert_eq!(draft.reloads, ["web-1:8001 in backend web is a host name"]);
+    assert_eq!(draft.plan.reloads, ["web-1:8001 in backend web is a host name"]);
     let mut server = served(&row(1, "web"));
     server.state.ip = None;
     server.state.host = Some("web-1".to_owned());
@@ -337,7 +337,7 @@ fn slots_that_run_out_need_a_reload_with_twice_as_many() {
     let draft = plan(&slots, &all(&rows), &observed(Algorithm::Dynamic, &["web"], full));
     assert!(draft.plan.steps.is_empty());
     assert_eq!(draft.plan.refusals, ["backend web has no free slot for 1 instances: it has 2, all taken"]);
-    assert_eq!(draft.reloads, ["backend web needs 4 slots and has 2"]);
+    assert_eq!(draft.plan.reloads, ["backend web needs 4 slots and has 2"]);
     // One that still serves somebody is not free.
     let busy = Server { load: Some(Load { sessions: 1, ..NONE }), ..slot(2, "10.0.0.9:80", 1) };
     let draft = plan(
@@ -357,7 +357,7 @@ fn a_static_algorithm_without_slots_needs_a_reload() {
         ["backend web has no place for 1 instances: its balance algorithm takes no servers at run time; \
           method = \"slots\" saves the reload"]
     );
-    assert_eq!(draft.reloads.len(), 1);
+    assert_eq!(draft.plan.reloads.len(), 1);
 }
 
 #[test]

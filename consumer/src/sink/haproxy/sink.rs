@@ -1,0 +1,108 @@
+//! The sink of HAProxy: the file that its next start reads, and its socket, side by side.
+//!
+//! Neither waits for the other: a check that is slow keeps no server out, and a HAProxy that is down keeps its file from
+//! nothing. HAProxy is reloaded, by the target's notifier, only for what cannot be told at run time, and once for each
+//! file.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    HaproxyConfig, HaproxyProgram,
+    reloads::{Ask, Reloads},
+};
+use crate::{
+    config::TargetConfig,
+    roll::Selection,
+    sink::{Applied, Content, Equipment, Sink, SinkError, file::FileSink, program::Reconciler},
+    state_dir::StateDir,
+    target::{generation::Generation, state::Acked},
+};
+
+/// Keeps a HAProxy and its file.
+#[derive(Debug)]
+pub struct HaproxySink {
+    file: FileSink,
+    runtime: Reconciler<HaproxyProgram>,
+    /// Kept where there is somebody to notify.
+    reloads: Option<Reloads>,
+}
+
+impl HaproxySink {
+    /// A sink for a target that was checked.
+    pub fn open(target: &TargetConfig, config: &HaproxyConfig, state_dir: Arc<StateDir>) -> Self {
+        let program = HaproxyProgram::new(config.runtime.clone());
+        Self {
+            file: FileSink::open(target, &config.file, state_dir.clone()),
+            runtime: Reconciler::new(program, target, state_dir),
+            reloads: config.file.notify.as_ref().map(|_| Reloads::new(target.pace)),
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for HaproxySink {
+    fn equip(&mut self, equipment: Equipment) {
+        self.file.equip(equipment);
+    }
+
+    async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
+        let (file, runtime) = tokio::join!(self.file.apply(selection), self.runtime.reconcile(selection));
+        let ((runtime, reloads), file) = (runtime?, file?);
+        Ok(self.combined(file, runtime, &reloads))
+    }
+
+    async fn disturbed(&mut self) {
+        self.runtime.disturbed().await;
+    }
+
+    async fn remember(&mut self, acked: Option<(Generation, Acked)>) -> Result<(), SinkError> {
+        self.runtime.remember(None).await?;
+        self.file.remember(acked).await
+    }
+}
+
+impl HaproxySink {
+    /// What has become of both.
+    fn combined(&mut self, file: Applied, runtime: Applied, reloads: &[String]) -> Applied {
+        let is_written = [&file, &runtime].iter().any(|applied| matches!(applied, Applied::Written(_)));
+        let (file, runtime) = match (file, runtime) {
+            (held @ Applied::Held { .. }, _) | (_, held @ Applied::Held { .. }) => return held,
+            (
+                Applied::Written(file) | Applied::Unchanged(file),
+                Applied::Written(runtime) | Applied::Unchanged(runtime),
+            ) => (file, runtime),
+        };
+        let mut content = Content {
+            held: file.held.clone(),
+            refused: [file.refused, runtime.refused].concat(),
+            notes: [file.notes, runtime.notes].concat(),
+            is_quiet: true,
+            look_again: [file.look_again, runtime.look_again].into_iter().flatten().min(),
+            ..file
+        };
+        // Each of the two tells of what a service keeps.
+        content.notes.dedup();
+        let asked = self.reloads.as_mut().map(|all| all.ask(content.generation, reloads, Instant::now()));
+        let who = match asked {
+            None => "nobody reloads HAProxy, as the target has no notify",
+            Some(Ask::Never) => "",
+            Some(Ask::Reload(generation)) => {
+                // What was acked of another generation is nobody's business.
+                content.acked = content.acked.filter(|_| generation == content.generation);
+                (content.generation, content.is_quiet) = (generation, false);
+                "HAProxy is reloaded"
+            }
+            Some(Ask::Later(due)) => {
+                content.look_again = Some(content.look_again.map_or(due, |at| at.min(due)));
+                "HAProxy is reloaded soon"
+            }
+        };
+        if !reloads.is_empty() {
+            content.refused.push(format!("{who}: {}", reloads.join("; ")));
+        }
+        if is_written { Applied::Written(content) } else { Applied::Unchanged(content) }
+    }
+}
