@@ -142,13 +142,7 @@ impl Haproxy {
     /// # Errors
     /// It does not answer.
     pub fn ask(&self, command: &str) -> Result<String> {
-        let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(format!("{command}\n").as_bytes())?;
-        stream.shutdown(Shutdown::Write)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        ask(&self.socket(), command)
     }
 
     /// The lines of `show servers state` of a backend, by the names of the servers: address, port, admin state, weight.
@@ -166,4 +160,18 @@ impl Haproxy {
             })
             .collect())
     }
+}
+
+/// What a HAProxy answers to a command on its socket, as an operator would ask.
+///
+/// # Errors
+/// It does not answer.
+pub fn ask(socket: &Path, command: &str) -> Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(format!("{command}\n").as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }

@@ -152,7 +152,9 @@ fn parse_socket(socket: Option<String>) -> Result<PathBuf, SettingError> {
     let expected =
         "the path of a unix socket such as /run/haproxy/admin.sock (TCP sockets know no authentication)";
     let socket = socket.ok_or_else(|| SettingError::missing(SETTING, expected))?;
-    if !socket.starts_with('/') || socket.chars().any(char::is_control) {
+    // It stands in the configuration too.
+    let is_plain = |c: char| c.is_ascii_graphic() && !"\"'\\#$".contains(c);
+    if !socket.starts_with('/') || !socket.chars().all(is_plain) {
         return Err(SettingError::new(SETTING, socket, expected));
     }
     if socket.len() > MAX_SOCKET_PATH {
