@@ -277,8 +277,8 @@ fn prometheus_scrapes_what_comes_and_drops_what_goes() -> Result<()> {
     let prometheus = Prometheus::start(&config)?;
     let program = Asked::Prometheus { job: Some("containers".to_owned()) };
     until_read_back(&program, &prometheus.url(), &[&file])?;
-    bench.put(1, "web", worker("up 1\n")?, "passing")?;
-    bench.put(2, "web", worker("up 2\n")?, "failing")?;
+    bench.put(1, "web", worker("x 1\n")?, "passing")?;
+    bench.put(2, "web", worker("x 2\n")?, "failing")?;
     until("both are there", TIMEOUT, || Ok(fs::read_to_string(&file)?.matches("targets").count() == 2))?;
     let said = difference(&program, &prometheus.url(), &fs::read(&file)?)?;
     assert!(said.starts_with("Prometheus lacks 127.0.0.1:"), "{said}");
@@ -289,7 +289,7 @@ fn prometheus_scrapes_what_comes_and_drops_what_goes() -> Result<()> {
 
     // A status that changes is a label that changes.
     let before = fs::read(&file)?;
-    bench.put(2, "web", worker("up 3\n")?, "passing")?;
+    bench.put(2, "web", worker("x 3\n")?, "passing")?;
     until("it has changed", TIMEOUT, || Ok(fs::read(&file)? != before))?;
     until_read_back(&program, &prometheus.url(), &[&file])?;
     fs::write(&file, "[{\"targets\": [\"127.0.0.1:1\"]}]")?;

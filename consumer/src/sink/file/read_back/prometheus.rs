@@ -1,7 +1,9 @@
 //! What Prometheus has, by its API: `GET /api/v1/targets`, which has each target as it was discovered, also those that
 //! relabelling drops.
 //!
-//! Two targets of one address that relabelling makes the same are one to Prometheus.
+//! Two targets of one address that relabelling makes the same are one to Prometheus. Some versions (2.42) show what is
+//! discovered after relabelling has written over it: the labels that begin with `__meta_` are there still, while the job
+//! and the address may be others.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +15,8 @@ use super::{Mismatch, comparison::Listing};
 pub(super) const TARGETS: &str = "/api/v1/targets";
 /// The label that all targets of ours have.
 const OURS: &str = "__meta_rollcall_service";
+/// The label that says what a target's address was first.
+const ENDPOINT: &str = "__meta_rollcall_endpoint";
 
 type Labels = BTreeMap<String, String>;
 
@@ -44,6 +48,8 @@ struct Data {
 struct Target {
     #[serde(default)]
     discovered_labels: Labels,
+    /// The job; only of those that are active.
+    scrape_pool: Option<String>,
 }
 
 /// Compares what is installed with the targets of the job or, where none is named, with all that are Rollcall's.
@@ -52,19 +58,25 @@ pub(super) fn compare(installed: &[u8], answer: &[u8], job: Option<&str>) -> Res
     let Answer { data } = serde_json::from_slice(answer).map_err(Mismatch::Answer)?;
     let (mut desired, mut found) = (Listing::default(), Listing::default());
     for Group { targets, labels } in &groups {
-        targets.iter().for_each(|target| desired.add(target.clone(), state(labels)));
+        targets.iter().for_each(|target| desired.add(name(target, labels), state(labels)));
     }
     let targets = data.active_targets.iter().chain(data.dropped_targets.iter().flatten());
-    for Target { discovered_labels: labels } in targets {
+    for Target { discovered_labels: labels, scrape_pool } in targets {
         let is_meant = match job {
-            Some(job) => labels.get("job").is_some_and(|found| found == job),
+            Some(job) => scrape_pool.as_ref().or(labels.get("job")).is_some_and(|found| found == job),
             None => labels.contains_key(OURS),
         };
         if is_meant {
-            found.add(labels.get("__address__").cloned().unwrap_or_default(), state(labels));
+            let address = labels.get("__address__").map_or("", String::as_str);
+            found.add(name(address, labels), state(labels));
         }
     }
     desired.difference(&found).map_or(Ok(()), |difference| Err(Mismatch::Differs(difference)))
+}
+
+/// The address of a target as it was discovered.
+fn name(address: &str, labels: &Labels) -> String {
+    labels.get(ENDPOINT).map_or(address, String::as_str).to_owned()
 }
 
 /// What the file says of a target; Prometheus adds to it, and takes an empty label for none.

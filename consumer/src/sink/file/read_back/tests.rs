@@ -261,6 +261,19 @@ fn prometheus_has_the_targets_that_it_scrapes_and_those_that_it_drops() {
     assert_eq!(compared(&job, all), Ok(()));
     let none = json!({"data": {"activeTargets": [], "droppedTargets": null}});
     assert_eq!(compared(&job, none), Err("lacks a:1, b:1".to_owned()));
+    // As 2.42 shows what was relabelled.
+    let relabelled = |pool: &str| {
+        let labels = json!({
+            "__address__": "other:9", "__meta_rollcall_endpoint": "a:1", "__meta_rollcall_service": "web",
+            "container": "a",
+        });
+        json!({"data": {"activeTargets": [{"discoveredLabels": labels, "scrapePool": pool}]}})
+    };
+    let labels = json!({"__meta_rollcall_endpoint": "a:1", "__meta_rollcall_service": "web"});
+    let one = json!([{"targets": ["a:1"], "labels": labels}]).to_string();
+    for (pool, expected) in [("one", Ok(())), ("two", Err("lacks a:1".to_owned()))] {
+        assert_eq!(super::tests::compared(&job, one.as_bytes(), &relabelled(pool)), expected);
+    }
     let error = compared(&job, json!({"status": "error"})).expect_err("it has no data");
     assert!(error.starts_with("answer: missing field `data`"), "{error}");
 }

@@ -56,6 +56,8 @@ fn labels(Row { id, endpoint, instance, since: _ }: &Row) -> BTreeMap<String, St
         ("__meta_docker_container_id", container_id.to_string()),
         ("__meta_docker_container_name", format!("/{container}")),
         ("__meta_docker_port_private", container_port.to_string()),
+        // What __address__ was before it was relabelled.
+        ("__meta_rollcall_endpoint", endpoint.to_string()),
         ("__meta_rollcall_image", image.clone()),
         ("__meta_rollcall_node", id.node.to_string()),
         ("__meta_rollcall_service", service.to_string()),
