@@ -1,6 +1,13 @@
 //! Whatever is registered, each format's own program takes what is rendered of it.
 
-use std::{fmt::Write as _, fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    net::Ipv4Addr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -11,13 +18,16 @@ use proptest::{
     test_runner::TestRunner,
 };
 use rcgen::{CertificateParams, KeyPair};
+use rollcall_consumer::sink::file::read_back::{ReadBack, read_back, settings::Program as Asked};
 use rollcall_shared::{
     codec,
     keys::{Key, Keys},
     model::instance::{Address, Instance, InstanceId, Protocol},
     store::{Op, Store, etcd::EtcdStore, settings::EtcdSettings},
 };
-use rollcall_tests::{Container, DockerHost, Etcd, Program, image, tool, until};
+use rollcall_tests::{
+    Container, DockerHost, Envoy, Etcd, Program, Prometheus, Traefik, image, port, tool, until,
+};
 
 /// How many rolls each program is given.
 const ROLLS: usize = 25;
@@ -186,10 +196,15 @@ fn certificate(dir: &Path, name: &str) -> Result<()> {
 
 /// A target of each roll. Its content is by these lines of TOML.
 fn targets(dir: &Path, name: &str, content: &str) -> Result<()> {
+    targets_at(dir, name, "", content)
+}
+
+/// The same with names of the files that go on like this.
+fn targets_at(dir: &Path, name: &str, rest: &str, content: &str) -> Result<()> {
     fs::create_dir(dir.join(name))?;
     let mut text = fs::read_to_string(dir.join("config.toml")).unwrap_or_default();
     for roll in 0..ROLLS {
-        let dest = dir.join(name).join(format!("roll-{roll}"));
+        let dest = dir.join(name).join(format!("roll-{roll}{rest}"));
         writeln!(
             text,
             "[[target]]\nname = \"{name}-{roll}\"\ndest = {dest:?}\nselect = {{ tags = [\"roll-{roll}\"] }}\n{content}"
@@ -217,6 +232,103 @@ fn render(etcd: &Etcd, dir: &Path) -> Result<String> {
     command.args(["--etcd", &etcd.endpoint(), "--listen", "off", "--once", "--wait", "30s", "--config"]);
     command.arg(dir.join("config.toml")).arg("--state-dir").arg(dir.join("state"));
     tool::run(&mut command)
+}
+
+/// What the program says of what is installed: it has exactly that.
+async fn is_read_back(program: Asked, url: &str, installed: &[u8]) -> Result<()> {
+    let config = ReadBack { program, url: url.parse().map_err(anyhow::Error::msg)? };
+    let begun = Instant::now();
+    loop {
+        match read_back(&config, installed).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_not_yet() && begun.elapsed() < Duration::from_secs(30) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn envoy_takes_whatever_is_registered() -> Result<()> {
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    register(&etcd, &rolls()).await?;
+    // The names of services have no colon.
+    targets_at(dir.path(), "envoy", ":{service}.json", "format = \"envoy-eds\"")?;
+    render(&etcd, dir.path())?;
+    let mut clusters = vec![];
+    for (number, entry) in fs::read_dir(dir.path().join("envoy"))?.enumerate() {
+        let path = entry?.path();
+        let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
+        let service = name.strip_suffix(".json").and_then(|name| name.split_once(':')).context("ours")?.1;
+        let source = serde_json::json!({"resource_api_version": "V3", "path_config_source": {"path": path}});
+        clusters.push(serde_json::json!({
+            "name": format!("cluster-{number}"), "type": "EDS",
+            "eds_cluster_config": {"service_name": service, "eds_config": source},
+        }));
+    }
+    assert!(clusters.len() > ROLLS, "{}", clusters.len());
+    let admin = port::free(Ipv4Addr::LOCALHOST.into())?;
+    let address = serde_json::json!({"socket_address": {"address": "127.0.0.1", "port_value": admin}});
+    let bootstrap = serde_json::json!({
+        "admin": {"address": address}, "node": {"id": "test", "cluster": "test"},
+        "static_resources": {"clusters": clusters},
+    });
+    let config = dir.path().join("envoy.json");
+    fs::write(&config, bootstrap.to_string())?;
+    let envoy = Envoy::start(&config, admin)?;
+    let of = |filter: &str| -> Result<Vec<u64>> {
+        Ok(envoy.stats(filter)?.into_iter().map(|(_, value)| value).collect())
+    };
+    assert_eq!(of("cluster-.*update_rejected")?, vec![0; clusters.len()]);
+    assert!(of("cluster-.*update_success")?.iter().all(|count| *count > 0));
+    let members: u64 = of("cluster-.*membership_total$")?.iter().sum();
+    assert!(members > (ROLLS * INSTANCES / 2) as u64, "{members}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn traefik_takes_whatever_is_registered() -> Result<()> {
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    register(&etcd, &rolls()).await?;
+    let settings = "format = \"traefik\"\ntraefik = { domain = \"example.com\" }";
+    targets_at(dir.path(), "traefik", ".yml", settings)?;
+    render(&etcd, dir.path())?;
+    let file = dir.path().join("current.yml");
+    fs::write(&file, "{}")?;
+    let traefik = Traefik::start(&file)?;
+    for roll in 0..ROLLS {
+        let rendered = dir.path().join("traefik").join(format!("roll-{roll}.yml"));
+        let bytes = fs::read(&rendered)?;
+        fs::rename(rendered, &file)?;
+        is_read_back(Asked::Traefik { others: false }, &traefik.api(), &bytes).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn prometheus_takes_whatever_is_registered() -> Result<()> {
+    let (etcd, dir) = (Etcd::start()?, tempfile::tempdir()?);
+    register(&etcd, &rolls()).await?;
+    targets_at(dir.path(), "prometheus", ".json", "format = \"prometheus\"")?;
+    render(&etcd, dir.path())?;
+    let file = |roll: usize| dir.path().join("prometheus").join(format!("roll-{roll}.json"));
+    // Nobody is asked for metrics: their addresses are random.
+    let job = |roll: usize| {
+        serde_json::json!({
+            "job_name": format!("roll-{roll}"), "file_sd_configs": [{"files": [file(roll)]}],
+            "relabel_configs": [{"action": "drop", "source_labels": ["job"], "regex": ".*"}],
+        })
+    };
+    let config = dir.path().join("prometheus.yml");
+    let jobs: Vec<_> = (0..ROLLS).map(job).collect();
+    fs::write(&config, serde_json::json!({"scrape_configs": jobs}).to_string())?;
+    let prometheus = Prometheus::start(&config)?;
+    for roll in 0..ROLLS {
+        let program = Asked::Prometheus { job: Some(format!("roll-{roll}")) };
+        is_read_back(program, &prometheus.url(), &fs::read(file(roll))?).await?;
+    }
+    Ok(())
 }
 
 /// A container with nginx and HAProxy as Debian has them.
