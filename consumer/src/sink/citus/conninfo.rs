@@ -44,9 +44,9 @@ pub enum ConninfoError {
     /// A keyword that libpq does not know, or that is not supported.
     #[error("{0:?} is no keyword that is supported: expected one of {list}", list = KEYWORDS.join(", "))]
     Keyword(String),
-    /// A keyword without a value.
-    #[error("{0:?} is not followed by \"=\" and a value")]
-    NoValue(String),
+    /// A keyword without a value. It may be a part of a password, so it is not shown.
+    #[error("keyword {0} is not followed by \"=\" and a value; values with spaces stand in single quotes")]
+    NoValue(usize),
     /// A quote without its end.
     #[error("the value of {0} has no closing quote")]
     Quote(String),
@@ -111,11 +111,13 @@ impl Conninfo {
     fn of_words(text: &str) -> Result<Self, ConninfoError> {
         let mut conninfo = Self::default();
         let mut rest = text.trim_start();
-        while !rest.is_empty() {
+        for number in 1.. {
+            if rest.is_empty() {
+                break;
+            }
             let end = rest.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(rest.len());
             let (keyword, after) = rest.split_at(end);
-            let no_value = || ConninfoError::NoValue(keyword.to_owned());
-            let after = after.trim_start().strip_prefix('=').ok_or_else(no_value)?;
+            let after = after.trim_start().strip_prefix('=').ok_or(ConninfoError::NoValue(number))?;
             let (value, after) = word(after.trim_start(), keyword)?;
             conninfo.set(keyword, value)?;
             rest = after.trim_start();
@@ -140,9 +142,8 @@ impl Conninfo {
         ] {
             conninfo.set(keyword, value)?;
         }
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let no_value = || ConninfoError::NoValue(pair.to_owned());
-            let (keyword, value) = pair.split_once('=').ok_or_else(no_value)?;
+        for (at, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
+            let (keyword, value) = pair.split_once('=').ok_or(ConninfoError::NoValue(at + 1))?;
             match (decode(keyword)?.as_str(), decode(value)?) {
                 // An alias of JDBC's that libpq takes too.
                 ("ssl", value) if value == "true" => conninfo.set("sslmode", "require".to_owned())?,
@@ -277,11 +278,11 @@ mod tests {
     fn what_cannot_be_read_is_named_without_values() {
         for (text, expected) in [
             ("hots=x", "\"hots\" is no keyword that is supported: expected one of application_name,"),
-            ("host", "\"host\" is not followed by \"=\" and a value"),
+            ("host=db password=my secret", "keyword 3 is not followed by \"=\" and a value"),
             ("password='secret", "the value of password has no closing quote"),
             ("postgresql://me:%zz@db", "a % of the URI is not followed by"),
             ("postgresql://[::1/x", "the URI has an address with [ and without ]"),
-            ("postgresql://h?sslmode", "\"sslmode\" is not followed by"),
+            ("postgresql://h?sslmode", "keyword 1 is not followed by"),
             ("krbsrvname=x", "\"krbsrvname\" is no keyword that is supported"),
         ] {
             let error = Conninfo::parse(text).expect_err(text).to_string();

@@ -47,10 +47,13 @@ pub async fn read(session: &Session) -> Result<State, CitusError> {
 }
 
 async fn check_rights(session: &Session) -> Result<(), CitusError> {
+    // By name, as their types are absent where Citus is.
     let sql = "SELECT current_user::text, current_database()::text, \
                (SELECT extversion FROM pg_extension WHERE extname = 'citus'), \
-               has_function_privilege(to_regprocedure('citus_add_node(text,int,int,noderole,name)'), 'EXECUTE'), \
-               has_function_privilege(to_regprocedure('citus_update_node(int,text,int,bool,int)'), 'EXECUTE')";
+               bool_and(has_function_privilege(oid, 'EXECUTE')) FILTER (WHERE proname = 'citus_add_node'), \
+               bool_and(has_function_privilege(oid, 'EXECUTE')) FILTER (WHERE proname = 'citus_update_node') \
+               FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace \
+               AND proname IN ('citus_add_node', 'citus_update_node')";
     let rows = session.query("cannot ask for Citus", sql, &[]).await?;
     let row = rows.first().ok_or_else(|| CitusError::Unfit("no answer".to_owned()))?;
     let (user, database): (String, String) = (row.get(0), row.get(1));

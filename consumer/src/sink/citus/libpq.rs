@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -87,7 +87,7 @@ pub enum LoginError {
 }
 
 /// The environment variables of libpq, and whose they are.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Environment {
     /// The variables that are set and not empty.
     pub variables: BTreeMap<String, String>,
@@ -101,7 +101,7 @@ impl Environment {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, value)| (name == "HOME" || name.starts_with("PG")) && !value.is_empty());
-        Self { variables: variables.collect(), user: whoami::username().ok() }
+        Self { variables: variables.collect(), user: os_user() }
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -112,6 +112,22 @@ impl Environment {
     fn home(&self, file: &str) -> Option<PathBuf> {
         self.get("HOME").map(|home| Path::new(home).join(file))
     }
+}
+
+impl fmt::Debug for Environment {
+    /// Without values, of which one may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.variables.keys()).finish()
+    }
+}
+
+/// The name of the process's user. A static program has no other way to it than the file.
+fn os_user() -> Option<String> {
+    let id = rustix::process::geteuid().as_raw().to_string();
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let mut entries = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let own = entries.find(|fields| fields.get(2) == Some(&id.as_str()))?;
+    own.first().map(|name| (*name).to_owned())
 }
 
 /// Where a server listens.
@@ -354,7 +370,7 @@ fn section(text: &str, service: &str, path: &Path) -> Result<Option<Conninfo>, L
             }
             found = (name.trim_end_matches(']') == service).then(Conninfo::default);
         } else if let Some(conninfo) = &mut found {
-            let no_value = || error(ConninfoError::NoValue(line.to_owned()));
+            let no_value = || error(ConninfoError::NoValue(1));
             let (keyword, value) = line.split_once('=').ok_or_else(no_value)?;
             // The first line of a keyword counts.
             if conninfo.get(keyword.trim()).is_none() {

@@ -563,3 +563,6 @@ fn shown(identity: &Identity) -> String {
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,11 +125,13 @@ impl CitusProgram {
         }
     }
 
-    /// Asks those again that have no node yet, and forgets those that have one.
+    /// Asks those again that have no node yet, and forgets those that have one or were drained.
     async fn ask_again(&mut self, state: &State) -> Result<(), CitusError> {
         let has_node = |candidate: &Candidate| {
             let known = state.known.values().find(|known| known.member == candidate.member);
-            known.is_some_and(|known| known.node.is_some_and(|node| state.nodes.contains_key(&node)))
+            known.is_some_and(|known| {
+                known.is_drained || known.node.is_some_and(|node| state.nodes.contains_key(&node))
+            })
         };
         self.asked.retain(|one, asked| !has_node(one) && asked.first.elapsed() < ASKED_EXPIRY);
         let is_old = |asked: &Asked| asked.last.elapsed() >= ASK_INTERVAL;

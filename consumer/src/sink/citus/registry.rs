@@ -18,7 +18,9 @@ use super::{
     session::{InTransaction, Session, Value},
 };
 
+/// Citus would make the schema on its workers too. What is sent at once is one transaction, also for what is set.
 const CREATE: &str = "
+    SET citus.enable_ddl_propagation = off;
     CREATE SCHEMA IF NOT EXISTS rollcall;
     CREATE TABLE IF NOT EXISTS rollcall.citus_worker (
         system_identifier bigint PRIMARY KEY,
@@ -30,7 +32,8 @@ const CREATE: &str = "
         port integer NOT NULL,
         recorded_at timestamptz NOT NULL DEFAULT now(),
         drained_at timestamptz);
-    COMMENT ON TABLE rollcall.citus_worker IS 'Rollcall: whose data each node of pg_dist_node has'";
+    COMMENT ON TABLE rollcall.citus_worker IS 'Rollcall: whose data each node of pg_dist_node has';
+    RESET citus.enable_ddl_propagation";
 
 /// The values are those of [`values`], then the node.
 const RECORD: &str = "

@@ -70,11 +70,9 @@ impl Session {
         }
         let (client, connection, ended) = result?;
         let session = Self { server: name(server), client, connection, ended, statement_timeout };
-        // Citus sends what it can to its workers; what is Rollcall's own stays on the coordinator.
         let milliseconds = statement_timeout.map_or(0, |timeout| timeout.as_millis());
         let set = format!(
-            "SET statement_timeout = {milliseconds}; SET search_path = pg_catalog; \
-             SET citus.enable_ddl_propagation = off; SET client_min_messages = warning"
+            "SET statement_timeout = {milliseconds}; SET search_path = pg_catalog; SET client_min_messages = warning"
         );
         session.batch("cannot set up the session", &set).await?;
         Ok(session)
