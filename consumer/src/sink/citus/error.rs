@@ -1,6 +1,6 @@
 //! What a server or a connection says, on one line of plain English.
 
-use std::error::Error as _;
+use std::{error::Error as _, io};
 
 use rollcall_shared::process::error::one_line;
 use tokio_postgres::error::{DbError, SqlState};
@@ -73,9 +73,25 @@ pub fn explain(error: &tokio_postgres::Error) -> String {
         None if error.is_closed() => "the server closed the connection".to_owned(),
         None => match error.source() {
             // The outer words ("error connecting to server") repeat what the line says already.
-            Some(source) => one_line(source),
+            Some(source) => cut_off(source).map_or_else(|| one_line(source), str::to_owned),
             None => one_line(error),
         },
+    }
+}
+
+/// What it means that a connection broke: a server that ends a session in order says so first.
+fn cut_off(source: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, InvalidInput, UnexpectedEof};
+    let error = source.downcast_ref::<io::Error>()?;
+    if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+        return None;
+    }
+    match error.kind() {
+        BrokenPipe | ConnectionReset | UnexpectedEof => {
+            Some("the connection was cut off, by a crash or by what is not PostgreSQL")
+        }
+        InvalidData | InvalidInput => Some("the answer is not PostgreSQL's"),
+        _ => None,
     }
 }
 
