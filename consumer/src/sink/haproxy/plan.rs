@@ -12,7 +12,6 @@ use std::{
 use super::{
     draft::Draft,
     leaving::{self, Leaving},
-    lines::enough,
     observed::{Backend, Observed, Server},
     server::{Container, Owned, Place, Wanted},
     settings::{Method, RuntimeConfig},
@@ -250,11 +249,13 @@ impl Planner<'_> {
             draft.plan.reloads.push(format!("backend {name} has no place for {unplaced} instances"));
             return;
         }
-        let needed = enough(self.config.slots.max(slots), slots + unplaced);
         draft.refuse(format!(
             "backend {name} has no free slot for {unplaced} instances: it has {slots}, all taken"
         ));
-        draft.plan.reloads.push(format!("backend {name} needs {needed} slots and has {slots}"));
+        draft
+            .plan
+            .reloads
+            .push(format!("backend {name} has no free slot among its {slots}, and the file has more"));
     }
 
     fn refuse_name(&self, server: &Wanted, draft: &mut Draft) {

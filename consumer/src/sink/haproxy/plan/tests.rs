@@ -195,7 +195,7 @@ fn what_somebody_did_to_a_server_is_put_back_but_not_what_a_check_found() {
             vec![format!("move server {WEB_1} to 10.0.0.1:8001")],
         ),
     ] {
-        assert_eq!(planned(&all(&[row.clone()]), &dynamic([server])), expected);
+        assert_eq!(planned(&all(std::slice::from_ref(row)), &dynamic([server])), expected);
     }
 }
 
@@ -286,7 +286,7 @@ fn a_service_that_the_round_is_not_about_keeps_what_it_has() {
 fn a_host_name_is_refused_unless_the_file_has_it() {
     let named =
         with(&row(1, "web"), |instance| instance.address = Address::Name("web-1".parse().expect("a name")));
-    let draft = plan(&config(""), &all(&[named.clone()]), &dynamic([]));
+    let draft = plan(&config(""), &all(std::slice::from_ref(&named)), &dynamic([]));
     assert!(draft.plan.refusals[0].contains("is at web-1:8001: HAProxy resolves host names as it starts"));
     assert_eq!(draft.plan.reloads, ["web-1:8001 in backend web is a host name"]);
     let mut server = served(&row(1, "web"));
@@ -337,7 +337,7 @@ fn slots_that_run_out_need_a_reload_with_twice_as_many() {
     let draft = plan(&slots, &all(&rows), &observed(Algorithm::Dynamic, &["web"], full));
     assert!(draft.plan.steps.is_empty());
     assert_eq!(draft.plan.refusals, ["backend web has no free slot for 1 instances: it has 2, all taken"]);
-    assert_eq!(draft.plan.reloads, ["backend web needs 4 slots and has 2"]);
+    assert_eq!(draft.plan.reloads, ["backend web has no free slot among its 2, and the file has more"]);
     // One that still serves somebody is not free.
     let busy = Server { load: Some(Load { sessions: 1, ..NONE }), ..slot(2, "10.0.0.9:80", 1) };
     let draft = plan(
@@ -366,7 +366,7 @@ fn ipv6_is_written_as_each_command_wants_it() {
         instance.address = Address::Ip("fd00::1".parse().expect("an address"))
     });
     let commands = |observed| {
-        let draft = plan(&config(""), &all(&[row.clone()]), &observed);
+        let draft = plan(&config(""), &all(std::slice::from_ref(&row)), &observed);
         draft.plan.steps[0].commands()[0].text.clone()
     };
     assert!(commands(dynamic([])).starts_with(&format!("add server {WEB_1} [fd00::1]:8001 weight 1")));
