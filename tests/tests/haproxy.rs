@@ -156,13 +156,14 @@ fn serve(stream: TcpStream, name: &str, served: &AtomicUsize) -> std::io::Result
         }
         served.fetch_add(1, Ordering::SeqCst);
         if first.contains("/slow") {
-            write!(write, "HTTP/1.1 200 OK\r\nContent-Length: {CHUNKS}\r\n\r\n")?;
+            write.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {CHUNKS}\r\n\r\n").as_bytes())?;
             for _ in 0..CHUNKS {
                 write.write_all(b"x")?;
                 thread::sleep(Duration::from_millis(50));
             }
         } else {
-            write!(write, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())?;
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+            write.write_all(answer.as_bytes())?;
         }
     }
 }
@@ -171,7 +172,7 @@ fn serve(stream: TcpStream, name: &str, served: &AtomicUsize) -> std::io::Result
 fn get(port: u16, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).context("a status")?.parse()?;
@@ -232,7 +233,7 @@ async fn servers_come_change_and_go_without_a_reload_or_a_failed_request() -> Re
         let at = heavy.endpoint.port.to_string();
         let expected = [name(&heavy), "127.0.0.1".to_owned(), at, "0".to_owned(), "7".to_owned()];
         assert!(haproxy.servers("web")?.contains(&expected), "{:?}", haproxy.servers("web")?);
-        settle(&mut program, &all(&[heavy.clone()])).await?;
+        settle(&mut program, &all(std::slice::from_ref(&heavy))).await?;
         assert_eq!(haproxy.servers("web")?.len(), 1, "the first one is deleted");
         settle(&mut program, &all(&rows)).await?;
         assert_eq!(haproxy.servers("web")?.len(), 2);
@@ -610,7 +611,10 @@ async fn one_change_costs_the_same_among_many_backends() -> Result<()> {
             let haproxy = Haproxy::start(version, &dir, &text)?;
             let mut program = program(&haproxy.socket(), "server_options = \"\"")?;
             let rows: Vec<_> = (0..backends)
-                .map(|number| row(number + 1, &format!("s{number}"), "127.0.0.1:9".parse()?))
+                .map(|number| {
+                    let [high, low] = u16::try_from(number)?.to_be_bytes();
+                    row(number + 1, &format!("s{number}"), SocketAddr::from(([127, 1, high, low], 9)))
+                })
                 .collect::<Result<_>>()?;
             let begun = Instant::now();
             round(&mut program, &all(&rows)).await?;
