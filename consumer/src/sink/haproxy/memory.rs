@@ -150,12 +150,69 @@ impl Residents {
         }
     }
 
-    /// Those of other backends.
+    /// Those of other backends: a few, as one is enough.
     fn at(&self, socket: SocketAddr, server: &ServerState) -> Vec<Container> {
         let there = self.by_address.get(&socket).into_iter().flatten();
-        there
-            .filter(|(backend, _)| **backend != server.backend)
-            .map(|(_, container)| container.clone())
-            .collect()
+        let others = there.filter(|(backend, _)| **backend != server.backend);
+        others.take(4).map(|(_, container)| container.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &str = "h1:web-1:80:000000000001";
+    const API: &str = "h1:api-2:80:000000000002";
+
+    fn info(pid: u32) -> Info {
+        Info { version: "2.8.1".parse().expect("one"), pid, uptime: 60, is_stopping: false }
+    }
+
+    /// HAProxy has this server, and no other one in the backend: what is made of it.
+    fn observe(memory: &mut Memory, backend: &str, name: &str, admin: u32) -> Server {
+        let text = format!(
+            "1\n# be_id be_name srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_check_state \
+             srv_fqdn srv_port\n3 {backend} {name} 10.0.0.1 2 {admin} 1 1 6 - 80\n"
+        );
+        let states = ServerState::parse_all(&text).expect("an answer");
+        let backends = memory.observe([backend.to_owned()].into(), states, &Stat::default(), Instant::now());
+        backends[backend].servers[name].clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_state_of_leaving_has_its_own_time() {
+        let second = Duration::from_secs(1);
+        let mut memory = Memory::default();
+        for (admin, expected) in [(0, 0), (8, 0), (8, 1), (8, 2), (1, 0), (1, 1), (0, 0), (1, 0)] {
+            assert_eq!(observe(&mut memory, "web", WEB, admin).leaves_for, second * expected, "{admin}");
+            assert_eq!(memory.restless().contains("web"), admin != 0);
+            // Another backend does not matter.
+            observe(&mut memory, "api", API, 0);
+            tokio::time::advance(second).await;
+        }
+        memory.postpone(&Place { backend: "web".to_owned(), server: WEB.to_owned() }, Instant::now());
+        assert_eq!(observe(&mut memory, "web", WEB, 1).leaves_for, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_process_has_nothing_of_the_last_one() {
+        let mut memory = Memory::default();
+        assert!(memory.meet(&info(1)));
+        memory.algorithms.insert("web".to_owned(), Algorithm::Static);
+        observe(&mut memory, "web", WEB, 8);
+        assert!(!memory.meet(&info(1)) && !memory.restless().is_empty());
+        assert!(memory.meet(&info(2)));
+        assert!(memory.restless().is_empty() && memory.algorithms.is_empty());
+    }
+
+    #[test]
+    fn whose_address_it_is_elsewhere_is_known_until_that_leaves() {
+        let mut memory = Memory::default();
+        observe(&mut memory, "api", API, 0);
+        let Some(Owned::Instance(other)) = Owned::parse(API) else { panic!("it is Rollcall's") };
+        assert_eq!(observe(&mut memory, "web", WEB, 0).others, [other]);
+        observe(&mut memory, "api", API, 8);
+        assert!(observe(&mut memory, "web", WEB, 0).others.is_empty());
     }
 }
