@@ -185,7 +185,7 @@ fn workers_that_shut_down_are_counted_and_told_once_they_pile_up() -> Result<()>
     until("it is noted", TIMEOUT, || Ok(readyz()?.body.contains(note)))?;
     assert_eq!(readyz()?.status, 200, "it works");
     consumer.wait_log(note, TIMEOUT)?;
-    let metric = || {
+    let metric = || -> Result<f64> {
         let metrics = http::get(&format!("http://{listen}/metrics"))?.body;
         let line = metrics.lines().find(|line| line.starts_with("rollcall_consumer_draining_workers{"));
         let value = line.and_then(|line| line.rsplit(' ').next()).context("no such metric")?;

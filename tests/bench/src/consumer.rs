@@ -21,15 +21,22 @@ pub struct ConsumerDir(TempDir);
 impl ConsumerDir {
     /// Writes the configuration, of a target that signals its container or that needs no reload.
     pub fn new(signals: bool) -> Result<Self> {
-        let dir = Self(tempfile::tempdir()?);
+        let dir = Self::empty()?;
         let notify = format!("[target.notify]\ncontainer = \"{TARGET_CONTAINER}\"\nsignal = \"HUP\"\n");
-        let config = format!(
-            "[[target]]\nname = \"bench\"\ndest = \"{}\"\nformat = \"nginx-upstream\"\n{}",
-            dir.dest().display(),
-            if signals { &notify } else { "" }
-        );
-        fs::write(dir.config(), config)?;
+        let notify = if signals { &notify } else { "" };
+        dir.configure(&format!("format = \"nginx-upstream\"\n{notify}"))?;
         Ok(dir)
+    }
+
+    /// A folder without a configuration.
+    pub fn empty() -> Result<Self> {
+        Ok(Self(tempfile::tempdir()?))
+    }
+
+    /// Writes the configuration, of one target of its file and with these settings.
+    pub fn configure(&self, settings: &str) -> Result<()> {
+        let config = format!("[[target]]\nname = \"bench\"\ndest = {:?}\n{settings}", self.dest());
+        Ok(fs::write(self.config(), config)?)
     }
 
     /// The rendered file.

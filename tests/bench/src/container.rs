@@ -66,6 +66,11 @@ impl BenchContainer {
         call("POST", &format!("/containers/{}/kill", self.id), None).map(drop)
     }
 
+    /// Stops it as `docker stop` does.
+    pub fn stop(&self) -> Result<()> {
+        call("POST", &format!("/containers/{}/stop", self.id), None).map(drop)
+    }
+
     /// Inspects it.
     pub fn inspect(&self) -> Result<Value> {
         Ok(serde_json::from_str(&call("GET", &format!("/containers/{}/json", self.id), None)?)?)

@@ -59,6 +59,11 @@ impl EventStream {
         Ok(Self(receiver))
     }
 
+    /// What has happened since the last call.
+    pub fn take(&self) -> Vec<Event> {
+        self.0.try_iter().collect()
+    }
+
     /// Waits for what happens to a container.
     pub fn wait(&self, id: &str, action: Action) -> Result<Event> {
         loop {

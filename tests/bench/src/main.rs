@@ -25,6 +25,7 @@ mod latency;
 mod pace;
 mod recovery;
 mod scale;
+mod traffic;
 
 use std::num::NonZeroUsize;
 
@@ -42,6 +43,15 @@ struct Cli {
     /// changes, recovery a twentieth of each
     #[arg(long, value_name = "N", default_value = "100")]
     runs: NonZeroUsize,
+    /// How many changes the traffic goes through
+    #[arg(long, value_name = "N", default_value = "1000")]
+    changes: NonZeroUsize,
+    /// The proxy that the traffic goes through
+    #[arg(long, value_enum, value_name = "PROXY", default_value = "nginx")]
+    proxy: traffic::ProxyKind,
+    /// Measures a debug build too, for a first look
+    #[arg(long)]
+    debug: bool,
 }
 
 /// A part of the bench.
@@ -59,11 +69,13 @@ enum Part {
     Idle,
     /// How soon all is right after a restore, a member that hangs, and the loss of the leader
     Recovery,
+    /// Requests through a real proxy while instances come and go
+    Traffic,
 }
 
 fn main() -> Result<()> {
-    let Cli { parts, runs } = Cli::parse();
-    if cfg!(debug_assertions) {
+    let Cli { parts, runs, changes, proxy, debug } = Cli::parse();
+    if cfg!(debug_assertions) && !debug {
         bail!("this is a debug build: expected cargo run --release");
     }
     let runs = runs.get();
@@ -80,6 +92,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Recovery) {
         recovery::run(runs.div_ceil(20))?;
+    }
+    if wants(Part::Traffic) {
+        traffic::run(proxy, changes.get())?;
     }
     Ok(())
 }
