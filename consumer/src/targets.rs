@@ -26,7 +26,7 @@ use crate::{
         file::{
             check::{ContainerChecker, Place, container::Surroundings},
             notify::{
-                Notifier, NotifierHandle, Notify,
+                Notifier, NotifierHandle, Notify, Told,
                 command::CommandNotifier,
                 nodes::{NodeReports, TargetReports},
                 notifier::Attempt,
@@ -230,7 +230,8 @@ impl Targets {
         selection: watch::Receiver<Selection>,
     ) -> Target {
         let config = &opened.config;
-        let notifier = config.sink.notify().map(|notify| self.notifier(supervisor, opened, notify));
+        let told = sink.told();
+        let notifier = config.sink.notify().map(|notify| self.notifier(supervisor, opened, notify, told));
         let part = self.readiness.part(format!("target {}", config.name));
         // The others pace what costs, if anything does, by themselves.
         let pace = if config.sink.kind() == SinkKind::File { config.pace } else { PaceSettings::none() };
@@ -309,9 +310,15 @@ impl Targets {
     }
 
     /// What notifies of a target's changes: its own notifier, or one that it shares.
-    fn notifier(&mut self, supervisor: &mut Supervisor, of: &Opened, notify: &Notify) -> NotifierHandle {
+    fn notifier(
+        &mut self,
+        supervisor: &mut Supervisor,
+        of: &Opened,
+        notify: &Notify,
+        told: Option<Told>,
+    ) -> NotifierHandle {
         let Some(name) = of.config.sink.shared() else {
-            return self.launch(supervisor, of, of.config.name.clone(), notify, None);
+            return self.launch(supervisor, of, of.config.name.clone(), notify, (None, told));
         };
         let messages = match self.shared.get(name) {
             Some(messages) => messages,
@@ -337,7 +344,7 @@ impl Targets {
         let (messages, said) = mpsc::channel(MAX_PENDING_MESSAGES);
         let before = self.shared.insert(name, notify, messages.clone(), stop.clone(), tasks);
         let NotifierHandle { orders, notifications } =
-            self.launch(supervisor, &own, name.clone(), notify, before);
+            self.launch(supervisor, &own, name.clone(), notify, (before, None));
         let shared = SharedNotifier { messages: said, orders, notifications, stop };
         own.spawn(supervisor, "shared notifier", shared.run());
         messages
@@ -351,7 +358,7 @@ impl Targets {
         of: &Opened,
         target: TargetName,
         notify: &Notify,
-        before: Option<TaskTracker>,
+        (before, told): (Option<TaskTracker>, Option<Told>),
     ) -> NotifierHandle {
         let config = &of.config;
         let (orders, ordered) = watch::channel(None);
@@ -385,7 +392,11 @@ impl Targets {
             }
             Notify::Command { command, timeout } => {
                 let dest = config.sink.file().map(|file| file.dest.clone()).unwrap_or_default();
-                Attempt::Command(CommandNotifier { command, dest, timeout })
+                let command = CommandNotifier { command, dest, timeout };
+                match told {
+                    Some(told) => Attempt::Told(command, told),
+                    None => Attempt::Command(command),
+                }
             }
         };
         let target = target.to_string();

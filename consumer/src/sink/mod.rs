@@ -21,7 +21,7 @@ use crate::{
     target::{generation::Generation, state::Acked},
 };
 use citus::CitusProgram;
-use file::{FileSink, check::ContainerChecker};
+use file::{FileSink, check::ContainerChecker, notify::Told};
 use haproxy::HaproxySink;
 use http::{HttpSink, Pages};
 use program::Reconciler;
@@ -81,6 +81,11 @@ pub struct Equipment {
 pub trait Sink: Send + std::fmt::Debug + 'static {
     /// Has it work with this.
     fn equip(&mut self, _: Equipment) {}
+
+    /// What its notify command is told by, where it has one of its own.
+    fn told(&self) -> Option<Told> {
+        None
+    }
 
     /// Brings it up to the selection as it is now. What is equal is not written.
     ///

@@ -126,6 +126,20 @@ impl CommandLine {
     /// # Errors
     /// Any end but the exit code 0.
     pub async fn run(&self, file: &Path, dest: &Path, timeout: Duration) -> Result<(), CommandError> {
+        self.run_with(file, dest, timeout, []).await
+    }
+
+    /// The same with these variables in its environment.
+    ///
+    /// # Errors
+    /// As [`CommandLine::run`].
+    pub async fn run_with<'v>(
+        &self,
+        file: &Path,
+        dest: &Path,
+        timeout: Duration,
+        variables: impl IntoIterator<Item = (&'v str, &'v str)>,
+    ) -> Result<(), CommandError> {
         let [program, arguments @ ..] = &self.words(file, dest)[..] else { unreachable!("it has a program") };
         let program = program.clone();
         let mut command = Command::new(&program);
@@ -139,6 +153,7 @@ impl CommandLine {
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_private(name)) {
             command.env_remove(name);
         }
+        command.envs(variables);
         let started = command.spawn();
         let started = started.map_err(|source| CommandError::Start { program: program.clone(), source })?;
         let mut group = Group(started);

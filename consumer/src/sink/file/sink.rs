@@ -22,6 +22,7 @@ use super::{
     install::{Batch, InstallError, Staged, files},
     isolate::{Next, Search},
     isolated::Isolated,
+    notify::Told,
     read_back::{self, ReadBack},
     render::RenderError,
     verify::{Probe, Verify},
@@ -99,6 +100,8 @@ pub struct FileSink {
     dest: PathBuf,
     /// Checks in containers, where that is wanted.
     checker: Option<ContainerChecker>,
+    /// What a notify command is told by.
+    told: Option<Told>,
     /// Counts what it does on other threads, which goes on when nobody waits for it any more.
     tasks: TaskTracker,
 }
@@ -115,11 +118,14 @@ impl FileSink {
     /// A sink for a target that was checked.
     pub fn open(target: &TargetConfig, file: &FileConfig, state_dir: Arc<StateDir>) -> Self {
         let (give_back, worker) = oneshot::channel();
-        give_back.send(Worker::open(target, file, state_dir)).expect("the receiver is there");
+        let worker_of = Worker::open(target, file, state_dir);
+        let told = worker_of.told();
+        give_back.send(worker_of).expect("the receiver is there");
         let check = file.check.clone();
         let isolates = check.as_ref().is_some_and(|check| check.isolates);
         let FileConfig { verify, read_back, dest, .. } = file.clone();
-        Self { worker, check, isolates, verify, read_back, dest, checker: None, tasks: TaskTracker::new() }
+        let tasks = TaskTracker::new();
+        Self { worker, check, isolates, verify, read_back, dest, checker: None, told, tasks }
     }
 
     /// Works on another thread, once what was begun there before is done.
@@ -297,6 +303,10 @@ impl FileSink {
 impl Sink for FileSink {
     fn equip(&mut self, Equipment { tasks, checker }: Equipment) {
         (self.tasks, self.checker) = (tasks, checker);
+    }
+
+    fn told(&self) -> Option<Told> {
+        self.told.clone()
     }
 
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {

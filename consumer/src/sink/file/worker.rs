@@ -2,11 +2,16 @@
 
 mod verified;
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use rollcall_shared::{
-    model::name::ServiceName,
+    model::{instance::Endpoint, name::ServiceName},
     process::{error::one_line, setting::SettingError},
 };
 use tokio::{sync::watch, time::Instant};
@@ -17,7 +22,7 @@ use super::{
     isolated::Isolated,
     nginx::{Draining, Master, Workers},
     notes::{self, BACK, CHANGED},
-    notify::Notify,
+    notify::{Notify, Told},
     render::{Changes, Content as RenderContent, Rendered, Renderer},
     sink::FileError,
     verify::{LastGood, Probe, Verify},
@@ -49,6 +54,10 @@ pub(super) struct Worker {
     before: Option<Workers>,
     /// What looks at nginx's workers, where its pid file is known.
     draining: Option<Draining>,
+    /// What a notify command is told by.
+    told: Option<Told>,
+    /// The endpoints that were taken out of the selection last, where somebody is told.
+    endpoints: Option<BTreeSet<Endpoint>>,
     is_checked: bool,
     /// What decides whether the file may be emptied; `None` where it always may.
     matched: Option<Matched>,
@@ -147,6 +156,8 @@ impl Worker {
             draining: known.map(|master| Draining::new(master, target.name.to_string())),
             master,
             before: None,
+            told: told(file),
+            endpoints: None,
             renderer,
             files,
             state,
@@ -294,6 +305,9 @@ impl Worker {
             matched.on_match();
         }
         let never_matched = self.matched.as_ref().is_some_and(|matched| !matched.has_matched());
+        if self.told.is_some() {
+            self.endpoints = Some(self.endpoints_of(selection, &verdict));
+        }
         let mut changes = self.renderer.changes(selection, &verdict);
         changes.leave_out(|row| self.isolated.has(row));
         Taken {
@@ -308,6 +322,18 @@ impl Worker {
             step: selection.step(),
             verdict,
         }
+    }
+
+    /// The endpoints of all that is not left out.
+    fn endpoints_of(&self, selection: &Selection, verdict: &Verdict) -> BTreeSet<Endpoint> {
+        let services = selection.services(verdict);
+        let rows = services.into_iter().flat_map(|service| selection.rows(service, verdict));
+        rows.filter(|row| !self.isolated.has(row)).map(|row| row.endpoint.clone()).collect()
+    }
+
+    /// What a notify command is told by, where there is one that this target does not share.
+    pub fn told(&self) -> Option<Told> {
+        self.told.clone()
     }
 
     /// Installs what was staged.
@@ -399,6 +425,13 @@ impl Worker {
     ) -> Content {
         let Draft { digest, instances, held, refusal, notes, started, look_again, step } = draft;
         let refused = refusal.iter().cloned().collect();
+        if let Some(told) = &self.told {
+            // What was taken back has other instances than the selection.
+            told.on_applied(self.endpoints.clone().filter(|_| refusal.is_none()));
+            if acked.as_ref().is_some_and(|acked| acked.is_complete) {
+                told.on_found_acked();
+            }
+        }
         metrics::gauge!("rollcall_consumer_isolated_instances", "target" => self.target.clone())
             .set(self.isolated.count() as f64);
         self.shown = step;
@@ -489,6 +522,12 @@ fn notified_master(file: &FileConfig) -> Option<Master> {
         Some(Notify::PidFile { pid_file, .. }) => Some(Master { pid_file: pid_file.clone() }),
         _ => None,
     }
+}
+
+/// What a notify command is told by, where the target does not share it.
+fn told(file: &FileConfig) -> Option<Told> {
+    let is_command = matches!(file.notify, Some(Notify::Command { .. }));
+    (is_command && file.shared.is_none()).then(Told::default)
 }
 
 /// Tells the renderer what stands in the file. One that cannot be read is a failure once it is to be replaced.

@@ -16,7 +16,11 @@ use super::{
 use crate::{
     config::TargetConfig,
     roll::Selection,
-    sink::{Applied, Content, Equipment, Sink, SinkError, file::FileSink, program::Reconciler},
+    sink::{
+        Applied, Content, Equipment, Sink, SinkError,
+        file::{FileSink, notify::Told},
+        program::Reconciler,
+    },
     state_dir::StateDir,
     target::{generation::Generation, state::Acked},
 };
@@ -46,6 +50,10 @@ impl HaproxySink {
 impl Sink for HaproxySink {
     fn equip(&mut self, equipment: Equipment) {
         self.file.equip(equipment);
+    }
+
+    fn told(&self) -> Option<Told> {
+        self.file.told()
     }
 
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use super::Told;
 use crate::sink::file::command::{CommandError, CommandLine};
 
 /// Runs a command.
@@ -24,5 +25,14 @@ impl CommandNotifier {
     /// Runs it to its end.
     pub(super) async fn attempt(&self) -> Result<(), NotifyError> {
         Ok(self.command.run(&self.dest, &self.dest, self.timeout).await?)
+    }
+
+    /// The same, and tells it which endpoints came and went since it succeeded last.
+    pub(super) async fn attempt_told(&self, told: &Told) -> Result<(), NotifyError> {
+        let difference = told.difference();
+        let Self { command, dest, timeout } = self;
+        command.run_with(dest, dest, *timeout, difference.variables()).await?;
+        told.on_acked(difference);
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod delivery;
+pub mod difference;
 pub mod nodes;
 pub mod notifier;
 pub mod pid_file;
@@ -16,5 +17,6 @@ pub mod shared;
 pub mod signal;
 pub mod watches;
 
+pub use difference::Told;
 pub use notifier::{Notification, Notifier, NotifierHandle, Order};
 pub use settings::Notify;

@@ -8,7 +8,7 @@ use rollcall_shared::{
 };
 use tokio::sync::watch;
 
-use super::{command::CommandNotifier, pid_file::PidFileNotifier};
+use super::{Told, command::CommandNotifier, pid_file::PidFileNotifier};
 use crate::target::generation::Generation;
 
 /// A change that is to be notified.
@@ -49,6 +49,8 @@ pub enum Attempt {
     PidFile(Arc<PidFileNotifier>),
     /// A command.
     Command(CommandNotifier),
+    /// A command that is told what came and went.
+    Told(CommandNotifier, Told),
 }
 
 /// Why an attempt failed. It is tried again.
@@ -64,6 +66,7 @@ impl Attempt {
                 Ok(attempt.await.expect("reading a pid file does not panic")?)
             }
             Attempt::Command(command) => Ok(command.attempt().await?),
+            Attempt::Told(command, told) => Ok(command.attempt_told(told).await?),
         }
     }
 }
@@ -144,6 +147,31 @@ mod tests {
     use rollcall_shared::process::readiness::Readiness;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_command_is_told_what_came_and_went_and_again_until_it_succeeds() {
+        use rollcall_shared::model::instance::Endpoint;
+        let dir = tempfile::tempdir().expect("a folder");
+        let [heard, may] = ["heard", "may"].map(|name| dir.path().join(name));
+        let script = format!(
+            "sh -c 'echo \"+$ROLLCALL_ADDED -$ROLLCALL_REMOVED\" >> {}; test -e {}'",
+            heard.display(),
+            may.display()
+        );
+        let (command, timeout) = (script.parse().expect("a command"), Duration::from_secs(10));
+        let told = Told::default();
+        let attempt = Attempt::Told(CommandNotifier { command, dest: "/x".into(), timeout }, told.clone());
+        let endpoint = |port| Endpoint { address: "h".to_owned().try_into().expect("an address"), port };
+        told.on_applied(Some([endpoint(1)].into()));
+        attempt.run().await.expect_err("it may not yet");
+        std::fs::write(&may, "").expect("a file");
+        told.on_applied(Some([endpoint(1), endpoint(2)].into()));
+        attempt.run().await.expect("it may");
+        told.on_applied(Some([endpoint(2)].into()));
+        attempt.run().await.expect("it may");
+        let heard = std::fs::read_to_string(&heard).expect("a file");
+        assert_eq!(heard, "+h:1 -\n+h:1 h:2 -\n+ -h:1\n");
+    }
 
     fn order(generation: u64) -> Option<Order> {
         Some(Order { generation: Generation(generation), taken: BTreeSet::new(), was_complete: false })
