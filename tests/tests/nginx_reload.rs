@@ -140,7 +140,10 @@ fn what_nginx_does_not_take_at_a_reload_is_taken_back_and_reloaded_again() -> Re
         })
     };
     serves(one, "c1")?;
-    until("it is verified", TIMEOUT, || Ok(prefix.path("state/web.good").exists()))?;
+    // Before that, what nginx ran with at first is the good file.
+    until("it is verified", TIMEOUT, || {
+        Ok(fs::read(prefix.path("state/web.good"))? == fs::read(prefix.dest())?)
+    })?;
     let (good, workers) = (fs::read_to_string(prefix.dest())?, serving(nginx.pid())?);
     put(&etcd, 2, "web", "10.0.0.2", taken.local_addr()?.port(), "x")?;
     let said = consumer.wait_log("what was installed does not work", TIMEOUT)?;
