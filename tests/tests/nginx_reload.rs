@@ -73,10 +73,10 @@ impl Prefix {
         Ok(command)
     }
 
-    fn start(&self) -> Result<Process> {
+    fn start(&self) -> Result<Nginx> {
         let nginx = Process::start("nginx", self.nginx()?, &self.path("log"))?;
         until("nginx runs", TIMEOUT, || Ok(fs::read_to_string(self.path("nginx.pid"))?.trim().len() > 1))?;
-        Ok(nginx)
+        Ok(Nginx(nginx))
     }
 
     /// How many reloads nginx has begun.
@@ -96,6 +96,22 @@ impl Prefix {
         command.args(["--etcd", &etcd.endpoint(), "--listen", listen, "--config"]);
         command.arg(self.path("targets.toml")).arg("--state-dir").arg(self.path("state"));
         Program::start("consumer", command)
+    }
+}
+
+/// A running nginx. Killed, it would leave its workers behind.
+struct Nginx(Process);
+
+impl Nginx {
+    fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.terminate(TIMEOUT);
     }
 }
 

@@ -111,6 +111,13 @@ impl Proxy {
     }
 }
 
+impl Drop for Proxy {
+    /// Killed, nginx would leave its workers behind.
+    fn drop(&mut self) {
+        let _ = self.process.terminate(START_TIMEOUT);
+    }
+}
+
 fn nginx(dir: &Path, dest: &Path, port: u16) -> Result<Command> {
     fs::write(dest, "upstream web {\n    server 127.0.0.1:9 down;\n}\n")?;
     let text = format!(
