@@ -74,9 +74,9 @@ async fn round(program: &mut HaproxyProgram, desired: &Desired) -> Result<Plan<S
         program.apply(&step).await.map_err(|error| anyhow::anyhow!("{step}: {}", one_line(&*error)))?;
     }
     let observed = observe(program, &desired.scope).await?;
-    let Plan { steps, refusals, notes, look_again } = program.plan(desired, &observed);
+    let Plan { steps, refusals, notes, reloads, look_again } = program.plan(desired, &observed);
     ensure!(steps.is_empty(), "there is more to do: {}", steps[0]);
-    Ok(Plan { steps: vec![], refusals, notes, look_again })
+    Ok(Plan { steps: vec![], refusals, notes, reloads, look_again })
 }
 
 /// Rounds until nothing is to be looked at again.
@@ -245,8 +245,8 @@ async fn servers_come_change_and_go_without_a_reload_or_a_failed_request() -> Re
 
         // Nothing is to be done twice, and nothing is asked that changes anything.
         let observed = observe(&mut program, &Scope::All).await?;
-        assert!(program.plan(&all(&rows), &observed).steps.is_empty());
-        assert!(program.needs_reload(&all(&rows), &observed).is_none());
+        let plan = program.plan(&all(&rows), &observed);
+        assert!(plan.steps.is_empty() && plan.reloads.is_empty());
         Ok(())
     })
     .await
@@ -441,8 +441,7 @@ async fn what_cannot_be_told_is_said_on_one_line() -> Result<()> {
         for desired in [all(&rows), only("zoo", &rows)?] {
             let done = round(&mut told, &desired).await?;
             assert_eq!(done.refusals, ["HAProxy has no backend zoo"]);
-            let observed = observe(&mut told, &desired.scope).await?;
-            assert_eq!(told.needs_reload(&desired, &observed).as_deref(), Some("backend zoo is new"));
+            assert_eq!(done.reloads, ["backend zoo is new"]);
         }
         let error = async |socket: &Path| -> Result<String> {
             let error = observe(&mut program(socket, "")?, &Scope::All).await;
@@ -495,11 +494,7 @@ async fn static_algorithms_have_slots_which_are_filled_drained_and_free_again() 
         assert_eq!(get(ports[0], "/")?, (200, "a".to_owned()));
         let full = round(&mut program, &all(&rows)).await?;
         assert_eq!(full.refusals, ["backend web has no free slot for 1 instances: it has 2, all taken"]);
-        let observed = observe(&mut program, &Scope::All).await?;
-        assert_eq!(
-            program.needs_reload(&all(&rows), &observed).as_deref(),
-            Some("backend web has no free slot among its 2, and the file has more")
-        );
+        assert_eq!(full.reloads, ["backend web has no free slot among its 2, and the file has more"]);
         // One leaves, its slot is free in the end, and the one that waited has it.
         settle(&mut program, &all(&rows[1..2])).await?;
         let done = round(&mut program, &all(&rows[1..])).await?;

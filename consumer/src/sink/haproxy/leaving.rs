@@ -1,7 +1,7 @@
 //! How a server leaves: it drains, takes nothing more, and is deleted once nothing is connected. Nothing is forced.
 //!
-//! Each state is kept for a while, so that what is read back right after a step is final for the moment, and so that the
-//! sample by which a server is deleted was taken after it went into maintenance.
+//! Each state is kept for a while, so that what is read back right after a step is final for the moment, and so that
+//! the sample by which a server is deleted was taken after it went into maintenance.
 
 use std::time::Duration;
 

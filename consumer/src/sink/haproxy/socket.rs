@@ -1,8 +1,8 @@
 //! HAProxy's unix socket: commands, and the answer of each.
 //!
-//! Each round has a connection of its own: after a reload an old one would still reach the old process. Commands are sent
-//! a line each in interactive mode (`prompt`), where every answer ends with a prompt; the answers of commands that are
-//! joined otherwise run into each other, as HAProxy 2.6 ends some without an empty line.
+//! Each round has a connection of its own: after a reload an old one would still reach the old process. Commands are
+//! sent a line each in interactive mode (`prompt`), where every answer ends with a prompt; the answers of commands
+//! that are joined otherwise run into each other, as HAProxy 2.6 ends some without an empty line.
 
 use std::{io, path::PathBuf, time::Duration};
 

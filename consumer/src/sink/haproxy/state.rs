@@ -1,7 +1,7 @@
 //! What HAProxy says of itself: `show info`, `show servers state` and `show stat`, columns by their names.
 //!
-//! The names are those of HAProxy's management guide, section 9.3; columns that are new, gone or moved do no harm as long
-//! as those that are needed are there.
+//! The names are those of HAProxy's management guide, section 9.3; columns that are new, gone or moved do no harm as
+//! long as those that are needed are there.
 
 use std::{collections::HashMap, fmt, net::IpAddr, str::FromStr};
 
