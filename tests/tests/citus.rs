@@ -412,6 +412,34 @@ fn a_move_that_others_hold_up_is_forced_after_its_time_only() -> Result<()> {
 }
 
 #[test]
+fn a_worker_that_was_mended_is_noticed_and_nodes_that_changed_since_the_look_are_looked_at_anew() -> Result<()>
+{
+    let cluster = Cluster::new(1)?;
+    let mut program = cluster.program()?;
+    let (worker, rows) = (&cluster.workers[0], cluster.rows());
+    worker.sql("UPDATE pg_dist_local_group SET groupid = 3")?;
+    let round = cluster.round(&mut program, &rows)?;
+    assert!(only(&round.refusals).contains("it is of group 3 of a cluster"), "{round:?}");
+    worker.sql("UPDATE pg_dist_local_group SET groupid = 0")?;
+    let desired = desired(&rows);
+    let plan = until("it is asked again", TIMEOUT, || {
+        let observed =
+            cluster.runtime.block_on(program.observe(&desired.scope)).map_err(|error| anyhow!(error))?;
+        let plan = program.plan(&desired, &observed);
+        Ok((!plan.steps.is_empty()).then_some(plan))
+    })?;
+    assert!(plan.steps[0].to_string().starts_with("add worker h1/w0 at "), "{plan:?}");
+    cluster.coordinator.sql("SELECT citus_set_coordinator_host('localhost')")?;
+    let error = cluster.runtime.block_on(program.apply(&plan.steps[0])).expect_err("it was another plan");
+    assert_eq!(error.to_string(), "somebody else changed the coordinator's nodes meanwhile");
+    assert_eq!(cluster.coordinator.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")?, "0");
+    cluster.coordinator.sql(&format!("SELECT citus_set_coordinator_host('{HOST}')"))?;
+    cluster.settle(&mut program, &rows)?;
+    assert_eq!(cluster.nodes()?.len(), 1);
+    Ok(())
+}
+
+#[test]
 fn a_connection_that_dies_in_the_middle_of_a_step_leaves_nothing_half_done() -> Result<()> {
     let cluster = Cluster::new(1)?;
     let mut program = cluster.program()?;
