@@ -1,5 +1,5 @@
-//! The operator's word: `rollcall-consumer citus drain NODE` moves a worker's shards to the others and removes its node,
-//! `citus undrain NODE` lets a drained worker in again.
+//! The operator's word: `rollcall-consumer citus drain NODE` moves a worker's shards to the others and removes its
+//! node, `citus undrain NODE` lets a drained worker in again.
 //!
 //! The worker may run on meanwhile. It is noted as drained first, so that no consumer adds its data again: neither the
 //! container nor a successor that has the same volume. A new volume is another worker.
