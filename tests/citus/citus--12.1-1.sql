@@ -1,6 +1,6 @@
 -- Stands in for the extension of Citus 12.1 where no registry has it: the tables that know nodes and placements, and
--- the functions that change nodes, with the names, signatures, rights, effects and errors that Citus's documentation and
--- source give them. There is no query planner and no background worker: the maintenance daemon's work is done when
+-- the functions that change nodes, with the names, signatures, rights, effects and errors that Citus's documentation
+-- and source give them. There is no query planner and no background worker: the maintenance daemon's work is done when
 -- start_metadata_sync_to_all_nodes() is called.
 
 CREATE TYPE noderole AS ENUM ('primary', 'secondary', 'unavailable');

@@ -1,7 +1,7 @@
 //! PostgreSQL servers with an extension `citus` that stands in for Citus (`tests/citus`): no registry has the real one.
 //!
-//! They run as processes of this machine's PostgreSQL 15, from a copy of its programs whose folder of extensions has one
-//! more. Each has data of its own, as Rollcall tells workers apart by the system identifier that initdb makes.
+//! They run as processes of this machine's PostgreSQL 15, from a copy of its programs whose folder of extensions has
+//! one more. Each has data of its own, as Rollcall tells workers apart by the system identifier that initdb makes.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
@@ -207,8 +207,8 @@ fn program(dir: &Path, name: &str) -> Command {
     command
 }
 
-/// Makes a copy of PostgreSQL, which finds its files relative to its programs. It is where whoever runs it can reach it,
-/// which the workspace need not be.
+/// Makes a copy of PostgreSQL, which finds its files relative to its programs. It is where whoever runs it can
+/// reach it, which the workspace need not be.
 fn install(root: &Path) -> Result<()> {
     let (programs, share) = (root.join("lib/postgresql/15/bin"), root.join("share/postgresql/15"));
     fs::create_dir_all(&programs)?;

@@ -531,7 +531,9 @@ fn tls_verifies_what_its_mode_says() -> Result<()> {
     let (tls, stranger) = (Tls::generate(&[])?, Tls::generate(&[])?);
     let (certificate, key) = tls.server();
     cluster.coordinator.set_tls(&certificate, &key)?;
-    cluster.coordinator.set_access("hostssl all all all trust\nhost template1 postgres all trust\nhostnossl all postgres all trust\nhostnossl all all all reject\n")?;
+    cluster.coordinator.set_access(
+        "hostssl all all all trust\nhostnossl all postgres all trust\nhostnossl all all all reject\n",
+    )?;
     cluster.coordinator.sql("CREATE ROLE far SUPERUSER LOGIN")?;
     let port = cluster.coordinator.port();
     let look = |host: &str, mode: &str, root: &Tls| -> Result<Round> {
