@@ -9,16 +9,15 @@
 //! # The file beside
 //! Servers that were added vanish when HAProxy starts anew, so a file of the format `haproxy` or `haproxy-backend` is
 //! kept besides. It has the same servers by the same names and with the same options, see [`lines`], so that nothing
-//! is left to do after a start. The sink of both is to behave like this:
+//! is left to do after a start. [`HaproxySink`] keeps both:
 //!
 //! - File and socket are brought up side by side, and neither waits for the other; what counts as applied is what is
 //!   read back from the socket. A file that cannot be written, or that its check refuses, fails the target all the
 //!   same.
-//! - A new generation of the file is notified, which reloads HAProxy, only where [`HaproxyProgram::needs_reload`]
-//!   says why: a backend is new, slots have run out, an algorithm takes no servers, an address is a host name. Once
-//!   for a generation, as a reload that did not help does not help again. Otherwise it is written and nobody is told.
+//! - A new generation of the file is notified, which reloads HAProxy, only for what cannot be told at run time: a
+//!   backend is new, slots have run out, an algorithm takes no servers, an address is a host name. When that is, is
+//!   decided in [`reloads`]. Otherwise the file is written and nobody is told.
 //! - After a reload or a start ([`crate::sink::program::Program::restarted`]) all is compared anew.
-//! - The target's `[target.runtime]` goes into the file's `RenderSettings::runtime` as well.
 //! - One socket belongs to one target: two would take each other's servers for their own that nobody wants.
 
 pub mod backend;

@@ -16,7 +16,7 @@ const SERVICE: &str = "{service}";
 /// How services are routed to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traefik {
-    /// What sends requests to a service, with [`SERVICE`] for its name; `None` where the routers are someone else's.
+    /// What sends requests to a service, with `{service}` for its name; `None` where the routers are someone else's.
     pub rule: Option<String>,
     /// The entry points that it is for; Traefik's own default where there is none.
     pub entry_points: Vec<String>,
