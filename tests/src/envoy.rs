@@ -27,7 +27,7 @@ impl Envoy {
         let envoy = |process| Self { _process: process, admin };
         let ready = format!("http://127.0.0.1:{admin}/ready");
         until("Envoy is ready", START_TIMEOUT, || {
-            anyhow::ensure!(process.exited()?.is_none(), "it ended:\n{}", process.log_tail(20));
+            anyhow::ensure!(process.exited()?.is_none(), "it ended:\n{}", process.log_tail(80));
             Ok(http::get(&ready)?.body.starts_with("LIVE"))
         })?;
         Ok(envoy(process))

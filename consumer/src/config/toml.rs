@@ -376,6 +376,45 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_a_program_follows_is_named_as_the_program_wants_it_and_read_back_by_that_program() {
+        let target = |dest: &str, rest: &str| {
+            targets(&format!("[[target]]\nname = \"web\"\ndest = \"{dest}\"\n{rest}"))
+                .map(|mut all| all.remove(0))
+        };
+        let envoy = "format = \"envoy-eds\"\nread_back = { envoy = \"http://127.0.0.1:9901\" }\n";
+        let read_back =
+            target("/x/{service}.json", envoy).expect("a target").file.read_back.expect("it is asked");
+        assert_eq!(read_back.url.to_string(), "http://127.0.0.1:9901/");
+        for (dest, rest, expected) in [
+            ("/x.yaml", envoy, "dest is /x.yaml: expected a name that ends in .json"),
+            (
+                "/x.json",
+                "format = \"traefik\"",
+                "dest is /x.json: expected a name that ends in .yml or .yaml",
+            ),
+            ("/x", "format = \"prometheus\"", "dest is /x: expected a name that ends in .json"),
+            (
+                "/{service}.yml",
+                "format = \"traefik\"",
+                "dest is /{service}.yml: expected one file, as {service} cannot go beside a format that is a whole \
+                 configuration",
+            ),
+            (
+                "/x.json",
+                "format = \"json\"\ntraefik = { domain = \"a\" }",
+                "traefik is given: expected format = \"traefik\" beside it",
+            ),
+            (
+                "/x.json",
+                "format = \"json\"\nread_back = { envoy = \"http://h\" }",
+                "read_back.envoy is http://h/: expected format = \"envoy-eds\" or a template beside it",
+            ),
+        ] {
+            assert_eq!(target(dest, rest).expect_err("it cannot work"), format!("target web: {expected}"));
+        }
+    }
+
+    #[test]
     fn a_target_with_every_key_is_read() {
         let target = web(r#"
 format = "nginx-upstream"
