@@ -382,8 +382,14 @@ mod tests {
                 .map(|mut all| all.remove(0))
         };
         let envoy = "format = \"envoy-eds\"\nread_back = { envoy = \"http://127.0.0.1:9901\" }\n";
-        let read_back =
-            target("/x/{service}.json", envoy).expect("a target").file.read_back.expect("it is asked");
+        let read_back = target("/x/{service}.json", envoy)
+            .expect("a target")
+            .sink
+            .file()
+            .expect("a file")
+            .read_back
+            .clone()
+            .expect("it is asked");
         assert_eq!(read_back.url.to_string(), "http://127.0.0.1:9901/");
         for (dest, rest, expected) in [
             ("/x.yaml", envoy, "dest is /x.yaml: expected a name that ends in .json"),

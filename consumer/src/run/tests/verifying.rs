@@ -100,7 +100,7 @@ async fn an_answer_of_the_right_status_verifies_and_another_does_not() {
     serving.abort();
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn containers_are_signalled_again_for_the_file_that_is_put_back() {
     let scene = Scene::new();
     works(&scene, 8001);
