@@ -449,7 +449,8 @@ impl Consumer {
     fn reasons(&self, config: &TargetConfig) -> String {
         let notifier = config.sink.shared().unwrap_or(&config.name);
         let (conditions, notify) = (self.readiness.conditions(), format!("notify {notifier}"));
-        let parts = [claim::PART, "requests", "receivers", &notify];
+        let target = format!("target {}", config.name);
+        let parts = [claim::PART, "requests", "receivers", &notify, &target];
         parts.iter().filter_map(|part| conditions.reason(part)).map(|reason| format!(": {reason}")).collect()
     }
 }

@@ -94,6 +94,8 @@ const MAX_STARTED: usize = 10_000;
 const REMEMBER_DELAY: Duration = Duration::from_secs(1);
 /// How soon what could not be remembered is tried again.
 const REMEMBER_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// How soon a single run looks again whether a program has what it could not have before.
+const ONCE_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// How long nodes may take to say which receivers they have, before a single run ends.
 const RECEIVERS_DELAY: Duration = Duration::from_secs(1);
 
@@ -231,8 +233,25 @@ impl Target {
     /// # Errors
     /// Why the target is not as the roll calls for.
     pub async fn once(&mut self, wait: Duration) -> Result<(), TargetError> {
-        self.turn().await?;
         let until = Instant::now() + wait;
+        loop {
+            self.apply_once(until).await?;
+            match self.reporter.refusal().filter(|_| self.unverified.is_none()) {
+                None => break,
+                Some(reason) if Instant::now() + ONCE_RETRY_DELAY > until => {
+                    return Err(TargetError::NotApplied(reason.to_owned()));
+                }
+                Some(_) => tokio::time::sleep(ONCE_RETRY_DELAY).await,
+            }
+        }
+        self.remember().await;
+        self.read_until(until).await?;
+        self.unverified.take().map_or(Ok(()), |reason| Err(TargetError::NotApplied(reason)))
+    }
+
+    async fn apply_once(&mut self, until: Instant) -> Result<(), TargetError> {
+        let wait = until.saturating_duration_since(Instant::now());
+        self.turn().await?;
         let settled_at = Instant::now() + RECEIVERS_DELAY;
         let was_complete = self.is_acked();
         let notifies = self.notifier.is_some() && !self.is_quiet;
@@ -245,9 +264,7 @@ impl Target {
                 Err(_) => return Err(TargetError::NotAcked { waited: wait }),
             }
         }
-        self.remember().await;
-        self.read_until(until).await?;
-        self.unverified.take().map_or(Ok(()), |reason| Err(TargetError::NotApplied(reason)))
+        Ok(())
     }
 
     /// Waits until the program behind the sink has what was applied.

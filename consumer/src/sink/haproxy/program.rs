@@ -64,6 +64,11 @@ enum HaproxyError {
     Refused { command: String, answer: String },
 }
 
+/// Whether an error says that HAProxy's socket is not there: HAProxy does not run, or has not read the file that names it.
+pub(super) fn is_absent(error: &SinkError) -> bool {
+    matches!(error.downcast_ref(), Some(HaproxyError::Socket(SocketError::Absent(_))))
+}
+
 impl HaproxyProgram {
     /// The program that listens on the socket.
     pub fn new(config: RuntimeConfig) -> Self {

@@ -4,13 +4,15 @@
 //! nothing. HAProxy is reloaded, by the target's notifier, only for what cannot be told at run time, and once for each
 //! file.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use rollcall_shared::process::error::one_line;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     HaproxyConfig, HaproxyProgram,
+    program::is_absent,
     reloads::{Ask, Reloads},
 };
 use crate::{
@@ -24,6 +26,9 @@ use crate::{
     state_dir::StateDir,
     target::{generation::Generation, state::Acked},
 };
+
+/// How soon a socket that is not there is looked for again, if nothing tells before.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Keeps a HAProxy and its file.
 #[derive(Debug)]
@@ -58,8 +63,11 @@ impl Sink for HaproxySink {
 
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
         let (file, runtime) = tokio::join!(self.file.apply(selection), self.runtime.reconcile(selection));
-        let ((runtime, reloads), file) = (runtime?, file?);
-        Ok(self.combined(file, runtime, &reloads))
+        match runtime {
+            Ok((runtime, reloads)) => Ok(self.combined(file?, runtime, &reloads)),
+            Err(error) if is_absent(&error) => Ok(self.without_socket(file?, one_line(&*error))),
+            Err(error) => Err(error),
+        }
     }
 
     async fn disturbed(&mut self) {
@@ -84,22 +92,40 @@ impl HaproxySink {
             ) => (file, runtime),
         };
         let mut content = Content {
-            held: file.held.clone(),
             refused: [file.refused, runtime.refused].concat(),
             notes: [file.notes, runtime.notes].concat(),
-            is_quiet: true,
             look_again: [file.look_again, runtime.look_again].into_iter().flatten().min(),
             ..file
         };
         // Each of the two tells of what a service keeps.
         content.notes.dedup();
+        self.ask_reload(&mut content, reloads);
+        if is_written { Applied::Written(content) } else { Applied::Unchanged(content) }
+    }
+
+    /// What has become of the file where there is no socket: a HAProxy that runs has not read yet where it is to be.
+    fn without_socket(&mut self, file: Applied, error: String) -> Applied {
+        let (mut content, is_written) = match file {
+            held @ Applied::Held { .. } => return held,
+            Applied::Written(content) => (content, true),
+            Applied::Unchanged(content) => (content, false),
+        };
+        let again = Instant::now() + RETRY_DELAY;
+        content.look_again = Some(content.look_again.map_or(again, |at| at.min(again)));
+        self.ask_reload(&mut content, &[error]);
+        if is_written { Applied::Written(content) } else { Applied::Unchanged(content) }
+    }
+
+    /// Has HAProxy reloaded for these reasons, if there are any; nobody is notified otherwise.
+    fn ask_reload(&mut self, content: &mut Content, reloads: &[String]) {
+        content.is_quiet = true;
         let asked = self.reloads.as_mut().map(|all| all.ask(content.generation, reloads, Instant::now()));
         let who = match asked {
             None => "nobody reloads HAProxy, as the target has no notify",
             Some(Ask::Never) => "",
             Some(Ask::Reload(generation)) => {
                 // What was acked of another generation is nobody's business.
-                content.acked = content.acked.filter(|_| generation == content.generation);
+                content.acked = content.acked.take().filter(|_| generation == content.generation);
                 (content.generation, content.is_quiet) = (generation, false);
                 "HAProxy is reloaded"
             }
@@ -111,6 +137,5 @@ impl HaproxySink {
         if !reloads.is_empty() {
             content.refused.push(format!("{who}: {}", reloads.join("; ")));
         }
-        if is_written { Applied::Written(content) } else { Applied::Unchanged(content) }
     }
 }
