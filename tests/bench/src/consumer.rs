@@ -35,8 +35,12 @@ impl ConsumerDir {
 
     /// Writes the configuration, of one target of its file and with these settings.
     pub fn configure(&self, settings: &str) -> Result<()> {
-        let config = format!("[[target]]\nname = \"bench\"\ndest = {:?}\n{settings}", self.dest());
-        Ok(fs::write(self.config(), config)?)
+        self.configure_without_file(&format!("dest = {:?}\n{settings}", self.dest()))
+    }
+
+    /// Writes the configuration, of one target with these settings.
+    pub fn configure_without_file(&self, settings: &str) -> Result<()> {
+        Ok(fs::write(self.config(), format!("[[target]]\nname = \"bench\"\n{settings}"))?)
     }
 
     /// The rendered file.
@@ -44,10 +48,15 @@ impl ConsumerDir {
         self.0.path().join("upstream.conf")
     }
 
-    /// Starts a consumer there.
+    /// Starts a consumer there, which listens at no port.
     pub fn start(self, name: &str, flags: &[&str]) -> Result<BenchConsumer> {
+        self.start_at("off", name, flags)
+    }
+
+    /// Starts a consumer there, which answers at this address.
+    pub fn start_at(self, listen: &str, name: &str, flags: &[&str]) -> Result<BenchConsumer> {
         let mut command = Program::consumer()?;
-        command.args(["--name", name, "--listen", "off"]).args(flags);
+        command.args(["--name", name, "--listen", listen]).args(flags);
         command.arg("--config").arg(self.config()).arg("--state-dir").arg(self.0.path());
         Ok(BenchConsumer { program: Program::start("consumer", command)?.silent(), dir: self })
     }

@@ -27,6 +27,16 @@ impl Figures {
         self.quantile(0.5)
     }
 
+    /// The median, in ms; zero where there is no sample.
+    pub fn median_or_zero(&self) -> f64 {
+        if self.samples.is_empty() { 0.0 } else { self.median() }
+    }
+
+    /// How many samples there are.
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
     /// Prints the median, the 95th percentile, and the ratio of the median to a floor in ms, if there is one.
     pub fn print(&self, what: &str, floor: Option<f64>) {
         let (median, high, count) = (self.median(), self.quantile(0.95), self.samples.len());

@@ -1,9 +1,10 @@
 //! A watched file: every version it had, and when that was in place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Seek};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
@@ -36,7 +37,12 @@ impl Version {
 
     /// The ports of its servers.
     pub fn ports(&self) -> Result<BTreeSet<u16>> {
-        Ok(ports(&self.text()?))
+        Ok(self.servers()?.into_keys().collect())
+    }
+
+    /// Its servers by their ports: what each is called in the file.
+    pub fn servers(&self) -> Result<BTreeMap<u16, String>> {
+        Ok(servers(&self.text()?))
     }
 }
 
@@ -66,6 +72,11 @@ impl FileWatch {
         }
     }
 
+    /// The next version, if there is one within this time.
+    pub fn within(&self, time: Duration) -> Option<Version> {
+        self.0.recv_timeout(time).ok()
+    }
+
     /// The versions since the last call.
     pub fn take(&self) -> Vec<Version> {
         self.0.try_iter().collect()
@@ -88,12 +99,16 @@ fn follow(inotify: &OwnedFd, file: &Path, versions: &Sender<Version>) {
     }
 }
 
-/// The ports of the servers in an nginx-upstream file, without the placeholder of an upstream that has none.
-fn ports(text: &str) -> BTreeSet<u16> {
-    let servers = text.lines().filter_map(|line| line.trim().strip_prefix("server ")?.strip_suffix(';'));
-    let serving = servers.filter(|server| !server.ends_with(" down"));
-    let endpoints = serving.filter_map(|server| server.split(' ').next());
-    endpoints.filter_map(|endpoint| endpoint.rsplit(':').next()?.parse().ok()).collect()
+/// The servers in a file of the formats nginx-upstream or haproxy-backend, without the placeholder of an upstream that has
+/// none. nginx's have no names but their addresses.
+fn servers(text: &str) -> BTreeMap<u16, String> {
+    let lines = text.lines().filter_map(|line| line.trim().strip_prefix("server "));
+    let serving = lines.map(|line| line.trim_end_matches(';')).filter(|line| !line.ends_with(" down"));
+    let server = |line: &str| {
+        let address = line.split(' ').find_map(|word| word.parse::<SocketAddr>().ok())?;
+        Some((address.port(), line.split(' ').next()?.to_owned()))
+    };
+    serving.filter_map(server).collect()
 }
 
 #[cfg(test)]
@@ -101,9 +116,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ports_are_those_of_servers_and_not_of_the_placeholder() {
+    fn servers_are_known_by_their_ports_and_the_placeholder_is_none() {
         let text = "upstream a {\n    server 127.0.0.1:9 down;\n}\n\
                     upstream b {\n    server 127.0.0.1:2001 weight=3;\n    server [::1]:2002;\n}\n";
-        assert_eq!(ports(text), BTreeSet::from([2001, 2002]));
+        let expected = [(2001, "127.0.0.1:2001"), (2002, "[::1]:2002")];
+        assert_eq!(servers(text), expected.map(|(port, name)| (port, name.to_owned())).into());
+        let text = "backend web\n    server h1:web:80:0123456789ab 127.0.0.1:2003 weight 1 check\n";
+        assert_eq!(servers(text), [(2003, "h1:web:80:0123456789ab".to_owned())].into());
     }
 }

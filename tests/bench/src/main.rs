@@ -20,10 +20,12 @@ mod setup;
 
 mod burst;
 mod changes;
+mod citus;
 mod idle;
 mod latency;
 mod pace;
 mod recovery;
+mod runtime;
 mod scale;
 mod traffic;
 
@@ -39,8 +41,8 @@ struct Cli {
     /// What to measure [default: everything]
     #[arg(value_enum, value_name = "PART")]
     parts: Vec<Part>,
-    /// How many starts and kills; burst makes a fifth as many rounds, scale half as many
-    /// changes, recovery a twentieth of each
+    /// How many starts and kills; burst makes a fifth as many rounds, scale and runtime half
+    /// as many changes, recovery a twentieth of each
     #[arg(long, value_name = "N", default_value = "100")]
     runs: NonZeroUsize,
     /// How many changes the traffic goes through
@@ -69,6 +71,10 @@ enum Part {
     Idle,
     /// How soon all is right after a restore, a member that hangs, and the loss of the leader
     Recovery,
+    /// One change of HAProxy at run time, among 10 and among 10,000 instances
+    Runtime,
+    /// Workers of a Citus coordinator that come and move, and rounds without a change
+    Citus,
     /// Requests through a real proxy while instances come and go
     Traffic,
 }
@@ -92,6 +98,12 @@ fn main() -> Result<()> {
     }
     if wants(Part::Recovery) {
         recovery::run(runs.div_ceil(20))?;
+    }
+    if wants(Part::Runtime) {
+        runtime::run(runs.div_ceil(2))?;
+    }
+    if wants(Part::Citus) {
+        citus::run()?;
     }
     if wants(Part::Traffic) {
         traffic::run(proxy, changes.get())?;

@@ -95,12 +95,17 @@ fn file_floor(size: u64, runs: usize) -> Result<Figures> {
     Ok(figures)
 }
 
-/// The registration of an instance, 50 to a node and 100 services in all.
+/// The registration of an instance, one of 100 services.
 fn instance(number: usize, port: usize) -> Op {
+    instance_of(&format!("service-{}", number % 100), number, port)
+}
+
+/// The registration of an instance of a service, 50 to a node.
+pub fn instance_of(service: &str, number: usize, port: usize) -> Op {
     let id = format!("{number:012x}");
     let address = format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255);
     let value = serde_json::json!({
-        "v": 1, "service": format!("service-{}", number % 100), "container": format!("container-{number}"),
+        "v": 1, "service": service, "container": format!("container-{number}"),
         "id": id, "image": "registry.example/team/app:1.2.3", "address": address, "port": port,
         "protocol": "tcp", "container_port": 80, "status": "passing",
         "started_at": "2026-01-02T03:04:05.678901234Z",

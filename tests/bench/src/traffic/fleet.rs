@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
+use super::arrivals::Arrivals;
 use crate::container::BenchContainer;
 
 /// Workers that are there all the time, so that the service never is without.
@@ -28,21 +29,12 @@ fn worker(name: &str) -> Result<BenchContainer> {
     BenchContainer::with(name, &[], &json!({ "rollcall.service": "web" }), &[])
 }
 
-/// A worker that came.
-#[derive(Debug)]
-pub struct Come {
-    /// The container's full ID.
-    pub id: String,
-    /// The host's port.
-    pub port: u16,
-}
-
-/// Makes so many changes, half of them starts and half `docker stop`, and gives the workers that came.
-pub fn change(changes: usize) -> Result<Vec<Come>> {
+/// Makes so many changes, half of them starts and half `docker stop`, and gives the full IDs of the workers that came.
+pub fn change(changes: usize, arrivals: &Arrivals) -> Result<Vec<String>> {
     let next = AtomicUsize::new(0);
     let starts = changes.div_ceil(2);
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(|| lane(&next, starts))).collect();
+        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(|| lane(&next, starts, arrivals))).collect();
         let mut all = vec![];
         for lane in lanes {
             all.extend(lane.join().expect("a lane does not panic")?);
@@ -51,7 +43,7 @@ pub fn change(changes: usize) -> Result<Vec<Come>> {
     })
 }
 
-fn lane(next: &AtomicUsize, starts: usize) -> Result<Vec<Come>> {
+fn lane(next: &AtomicUsize, starts: usize, arrivals: &Arrivals) -> Result<Vec<String>> {
     let (mut all, mut before) = (vec![], None::<BenchContainer>);
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
@@ -59,8 +51,9 @@ fn lane(next: &AtomicUsize, starts: usize) -> Result<Vec<Come>> {
             break;
         }
         let container = worker(&format!("bench-comes-{number}"))?;
+        arrivals.expect(&container);
         container.start()?;
-        all.push(Come { id: container.id.clone(), port: container.port });
+        all.push(container.id.clone());
         if let Some(before) = before.replace(container) {
             before.stop()?;
         }

@@ -1,27 +1,24 @@
 //! A client with an open loop: requests are due at fixed times whatever became of those before, each on one of its own
 //! connections, which are kept alive.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use super::exchange::{Answer, connect, exchange, has_ended, is_cut};
 use crate::clock::now;
 
 /// Requests a second.
 pub const RATE: u32 = 200;
 /// How many connections there are. A request that finds none free waits, and that counts as its latency.
 const CONNECTIONS: usize = 16;
-/// How long a request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// No honest answer of a worker is longer, in bytes.
-const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// What came of the requests.
 #[derive(Debug, Default)]
@@ -116,15 +113,6 @@ struct Connection {
     outcome: Outcome,
 }
 
-/// An answer as far as it matters.
-#[derive(Debug, PartialEq, Eq)]
-struct Answer {
-    status: u16,
-    body: String,
-    /// Whether the connection ends after it.
-    is_last: bool,
-}
-
 impl Connection {
     fn run(mut self, queue: &Mutex<Receiver<Instant>>) -> Outcome {
         loop {
@@ -150,18 +138,15 @@ impl Connection {
             if has_ended(stream.get_ref()) {
                 self.outcome.cut_idle += 1;
             } else {
-                match exchange(&mut stream) {
+                match exchange(&mut stream, "") {
                     Ok(answer) => return Ok(self.keep(stream, answer)),
                     Err(error) if is_cut(&error) => self.outcome.cut_busy += 1,
                     Err(error) => return Err(error),
                 }
             }
         }
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
-        let mut stream = BufReader::new(stream);
-        let answer = exchange(&mut stream)?;
+        let mut stream = connect(self.port)?;
+        let answer = exchange(&mut stream, "")?;
         Ok(self.keep(stream, answer))
     }
 
@@ -172,79 +157,5 @@ impl Connection {
             self.stream = Some(stream);
         }
         answer
-    }
-}
-
-/// Whether an idle connection was ended by the other side.
-fn has_ended(stream: &TcpStream) -> bool {
-    let peek = || {
-        stream.set_nonblocking(true)?;
-        let found = stream.peek(&mut [0]);
-        stream.set_nonblocking(false)?;
-        found
-    };
-    !matches!(peek(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-}
-
-/// Whether the connection ended before the answer began.
-fn is_cut(error: &anyhow::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
-    matches!(kind, Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
-}
-
-fn exchange(stream: &mut BufReader<TcpStream>) -> Result<Answer> {
-    stream.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")?;
-    read(stream)
-}
-
-fn read(stream: &mut impl BufRead) -> Result<Answer> {
-    let mut line = String::new();
-    if stream.read_line(&mut line)? == 0 {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-    }
-    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let status = status.with_context(|| format!("the answer begins with {line:?}"))?;
-    let (mut length, mut is_last) = (0, false);
-    loop {
-        line.clear();
-        anyhow::ensure!(stream.read_line(&mut line)? > 0, "the head of the answer is cut");
-        let lower = line.trim_end().to_ascii_lowercase();
-        match lower.split_once(':').map(|(name, value)| (name, value.trim())) {
-            None if lower.is_empty() => break,
-            Some(("content-length", value)) => length = value.parse()?,
-            Some(("connection", value)) => is_last = value == "close",
-            _ => {}
-        }
-    }
-    anyhow::ensure!(length <= MAX_BODY_BYTES, "the answer is longer than a worker's");
-    let mut body = vec![0; length];
-    // Not told apart by its kind: bytes were there already, and nothing is to be sent again.
-    stream.read_exact(&mut body).map_err(|error| anyhow::anyhow!("the body is cut: {error}"))?;
-    Ok(Answer { status, body: String::from_utf8_lossy(&body).trim().to_owned(), is_last })
-}
-
-/// The names of workers that never answered among these.
-pub fn unserved<'w>(outcome: &Outcome, workers: impl Iterator<Item = &'w str>) -> BTreeSet<&'w str> {
-    workers.filter(|worker| !outcome.first_served.contains_key(*worker)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(text: &str) -> Result<Answer> {
-        read(&mut text.as_bytes())
-    }
-
-    #[test]
-    fn an_answer_is_read_to_its_end_and_a_cut_one_is_told_by_how_much_was_there() {
-        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc";
-        let expected = Answer { status: 200, body: "abc".to_owned(), is_last: true };
-        assert_eq!(answer(whole).expect("it is whole"), expected);
-        assert!(is_cut(&answer("").expect_err("nothing")));
-        for cut in [&whole[..20], &whole[..whole.len() - 1]] {
-            assert!(!is_cut(&answer(cut).expect_err("a part")), "{cut:?}");
-        }
     }
 }

@@ -1,15 +1,16 @@
-//! The proxies under test: how each is configured, started, told and counted.
+//! The proxies under test: how each is started, told and counted.
 
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use rollcall_tests::{Process, http, port, tool, until};
+use rollcall_tests::{Process, http, port, until};
 use tempfile::TempDir;
+
+use super::{haproxy, nginx};
 
 /// How long a proxy may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +41,8 @@ pub struct Sample {
     pub workers: usize,
     /// Those that shut down among them.
     pub draining: usize,
+    /// The memory of all its processes, in MB: what they share is counted once.
+    pub memory: f64,
 }
 
 impl Proxy {
@@ -47,8 +50,8 @@ impl Proxy {
     pub fn start(kind: ProxyKind, dest: &Path) -> Result<Self> {
         let (dir, port) = (tempfile::tempdir()?, port::free(Ipv4Addr::LOCALHOST.into())?);
         let command = match kind {
-            ProxyKind::Nginx => nginx(dir.path(), dest, port)?,
-            ProxyKind::Haproxy => haproxy(dir.path(), dest, port)?,
+            ProxyKind::Nginx => nginx::command(dir.path(), dest, port)?,
+            ProxyKind::Haproxy => haproxy::command(dir.path(), dest, port)?,
         };
         let process = Process::start("proxy", command, &dir.path().join("log"))?;
         let mut proxy = Self { kind, process, port, dir };
@@ -61,53 +64,67 @@ impl Proxy {
 
     /// The consumer's target for it, in TOML, but for the file's name.
     pub fn target(&self) -> String {
-        let path = |name: &str| self.dir.path().join(name);
         match self.kind {
-            ProxyKind::Nginx => format!(
-                "format = \"nginx-upstream\"\nselect = {{ service = \"web\" }}\n\
-                 [target.notify]\npid_file = {:?}\nprocess = \"nginx\"\nsignal = \"HUP\"\n",
-                path("nginx.pid")
-            ),
-            ProxyKind::Haproxy => format!(
-                "format = \"haproxy-backend\"\nsink = \"haproxy\"\nselect = {{ service = \"web\" }}\n\
-                 [target.runtime]\nsocket = {:?}\n",
-                path("admin.sock")
-            ),
+            ProxyKind::Nginx => nginx::target(self.dir.path()),
+            ProxyKind::Haproxy => haproxy::target(self.dir.path()),
         }
     }
 
     /// How many reloads there were.
     pub fn reloads(&self) -> usize {
-        match self.kind {
-            ProxyKind::Nginx => self.process.log().matches("signal 1 (SIGHUP) received").count(),
-            // It has no master that could reload it; whoever ends it ends the run.
-            ProxyKind::Haproxy => 0,
-        }
+        self.process
+            .log()
+            .matches(match self.kind {
+                ProxyKind::Nginx => "signal 1 (SIGHUP) received",
+                ProxyKind::Haproxy => "Reloading HAProxy",
+            })
+            .count()
     }
 
-    /// Its processes now.
+    /// What it is now.
     pub fn sample(&self) -> Sample {
-        if self.kind == ProxyKind::Haproxy {
-            return Sample { workers: 1, draining: 0 };
-        }
-        let titles: Vec<String> = self.children().iter().filter_map(|child| title(*child)).collect();
-        let are_workers = |title: &&String| title.starts_with("nginx: worker process");
-        Sample {
-            workers: titles.iter().filter(are_workers).count(),
-            draining: titles.iter().filter(|title| title.contains("shutting down")).count(),
-        }
+        let workers = self.workers();
+        let is_draining = |pid: &&u32| title(**pid).is_some_and(|title| title.contains("shutting down"));
+        let draining = match self.kind {
+            ProxyKind::Nginx => workers.iter().filter(is_draining).count(),
+            // All but one serve out what they have.
+            ProxyKind::Haproxy => workers.len().saturating_sub(1),
+        };
+        let all = workers.iter().copied().chain([self.process.pid()]);
+        Sample { workers: workers.len(), draining, memory: all.filter_map(proportional_memory).sum() }
     }
 
-    /// The memory of all its processes, in MB: what they share is counted once.
-    pub fn memory(&self) -> f64 {
-        let all = self.children().into_iter().chain([self.process.pid()]);
-        all.filter_map(proportional_memory).sum()
+    /// The socket at which HAProxy is told.
+    pub fn socket(&self) -> Option<PathBuf> {
+        (self.kind == ProxyKind::Haproxy).then(|| haproxy::socket(self.dir.path()))
     }
 
-    fn children(&self) -> Vec<u32> {
+    /// What the proxy says of its servers, where it can be asked, on one line.
+    pub fn account(&self) -> Result<Option<String>> {
+        self.socket().map(|socket| haproxy::account(&socket)).transpose()
+    }
+
+    /// How long its socket takes for a small question, from connecting to the whole answer.
+    pub fn round_trips(&self, count: usize) -> Result<Vec<Duration>> {
+        let Some(socket) = self.socket() else { return Ok(vec![]) };
+        (0..count)
+            .map(|_| {
+                let begun = Instant::now();
+                rollcall_tests::haproxy::ask(&socket, "show info")?;
+                Ok(begun.elapsed())
+            })
+            .collect()
+    }
+
+    fn workers(&self) -> Vec<u32> {
         let pid = self.process.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+        let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        let is_worker = |pid: &u32| match self.kind {
+            ProxyKind::Nginx => title(*pid).is_some_and(|title| title.starts_with("nginx: worker process")),
+            ProxyKind::Haproxy => true,
+        };
+        children.filter(is_worker).collect()
     }
 }
 
@@ -116,38 +133,6 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.process.terminate(START_TIMEOUT);
     }
-}
-
-fn nginx(dir: &Path, dest: &Path, port: u16) -> Result<Command> {
-    fs::write(dest, "upstream web {\n    server 127.0.0.1:9 down;\n}\n")?;
-    let text = format!(
-        "daemon off; user root; worker_processes 2; pid nginx.pid; error_log stderr notice;\n\
-         events {{}}\nhttp {{\n  access_log off;\n  include {dest:?};\n  server {{\n    \
-         listen 127.0.0.1:{port} backlog=1024;\n    location / {{ proxy_pass http://web; proxy_http_version 1.1; \
-         proxy_set_header Connection \"\"; }}\n  }}\n}}\n"
-    );
-    fs::write(dir.join("nginx.conf"), text)?;
-    let mut command = Command::new(tool::part("nginx-1.31/nginx")?);
-    command.arg("-p").arg(dir).args(["-c", "nginx.conf"]);
-    Ok(command)
-}
-
-fn haproxy(dir: &Path, dest: &Path, port: u16) -> Result<Command> {
-    fs::write(dest, "backend web\n")?;
-    let socket = dir.join("admin.sock");
-    let text = format!(
-        "global\n    stats socket {} mode 600 level admin\n    nbthread 2\n\
-         defaults\n    mode http\n    balance roundrobin\n    timeout connect 5s\n    timeout client 50s\n    \
-         timeout server 50s\n    retries 3\n    option redispatch 1\n    retry-on conn-failure\n\
-         frontend http\n    bind 127.0.0.1:{port}\n    default_backend web\n",
-        socket.display()
-    );
-    let main: PathBuf = dir.join("haproxy.cfg");
-    fs::write(&main, text)?;
-    let mut command = Command::new(tool::part("haproxy-2.8/haproxy")?);
-    command.env("LD_LIBRARY_PATH", tool::part("haproxy-2.8/lib")?);
-    command.arg("-db").arg("-f").arg(main).arg("-f").arg(dest);
-    Ok(command)
 }
 
 fn title(pid: u32) -> Option<String> {

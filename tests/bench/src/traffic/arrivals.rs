@@ -1,0 +1,111 @@
+//! The workers that come: when each is in the file, and when it serves its first request.
+//!
+//! From the moment when the file has a worker, requests are made one after another until it answers one itself: not
+//! before, as asking all the time would take the machine from what is measured. So the time is never too short. Each
+//! request names the worker, which a proxy may heed or not.
+
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::exchange::{Answer, connect, exchange};
+use crate::clock::now;
+use crate::container::BenchContainer;
+use crate::file_watch::FileWatch;
+
+/// The line of a request's head that names a server.
+pub const HEADER: &str = "X-Server";
+/// How long a worker is asked for, and the pause between two requests.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+const ASK_PAUSE: Duration = Duration::from_micros(200);
+/// How often it is looked whether all is over.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Workers that are awaited, and what became of each.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    inside: Mutex<Inside>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    /// The names of the hosts of workers that are not in the file yet, by their ports.
+    expected: BTreeMap<u16, String>,
+    arrived: BTreeMap<String, Arrival>,
+}
+
+/// What became of a worker. Times are since 1970.
+#[derive(Debug, Clone, Default)]
+pub struct Arrival {
+    /// When the file had it.
+    pub in_file: Duration,
+    /// When it had answered a request.
+    pub served: Option<Duration>,
+    /// How many requests were made for it.
+    pub asked: usize,
+    /// How many of those failed.
+    pub failed: usize,
+}
+
+impl Arrivals {
+    /// A worker is about to start.
+    pub fn expect(&self, container: &BenchContainer) {
+        self.inside().expected.insert(container.port, container.short_id().to_owned());
+    }
+
+    /// What became of each, by the names of their hosts.
+    pub fn take(&self) -> BTreeMap<String, Arrival> {
+        std::mem::take(&mut self.inside().arrived)
+    }
+
+    /// Follows the file until all is over, and asks the proxy at this port for the workers that are new in it.
+    pub fn follow(&self, file: FileWatch, port: u16, is_over: &AtomicBool) -> Result<()> {
+        thread::scope(|scope| {
+            while !is_over.load(Ordering::Relaxed) {
+                let Some(version) = file.within(LOOK_INTERVAL) else { continue };
+                for (server, name) in version.servers()? {
+                    let Some(host) = self.inside().expected.remove(&server) else { continue };
+                    scope.spawn(move || {
+                        let arrival = ask_for(&host, &name, port, version.at);
+                        self.inside().arrived.insert(host, arrival);
+                    });
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes requests until a worker answers one.
+fn ask_for(host: &str, server: &str, port: u16, in_file: Duration) -> Arrival {
+    let mut arrival = Arrival { in_file, ..Arrival::default() };
+    let (begun, head) = (Instant::now(), format!("{HEADER}: {server}\r\n"));
+    while begun.elapsed() < ASK_TIMEOUT {
+        arrival.asked += 1;
+        match request(port, &head) {
+            Ok(Answer { status: 200, body, .. }) if body == host => {
+                arrival.served = Some(now());
+                break;
+            }
+            Ok(Answer { status: 200, .. }) => {}
+            Ok(_) | Err(_) => arrival.failed += 1,
+        }
+        thread::sleep(ASK_PAUSE);
+    }
+    arrival
+}
+
+fn request(port: u16, head: &str) -> Result<Answer> {
+    let mut stream: BufReader<TcpStream> = connect(port)?;
+    exchange(&mut stream, head)
+}
