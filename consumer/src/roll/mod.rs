@@ -20,7 +20,7 @@ pub use decode::{RollDecode, RollKey, RollUpdate, RollValue};
 pub use remembered::Remembered;
 pub use roll::Roll;
 pub use select::{Family, Named, Select};
-pub use selection::{Row, Selection};
+pub use selection::{Difference, Row, Selection};
 pub use settings::{RawSelect, SelectFlags};
 pub use shift::{Departure, Shift, Shifts};
 pub use stack_choice::StackChoice;

@@ -91,6 +91,15 @@ pub struct Selection {
     others: BTreeMap<Arc<InstanceId>, Arc<Instance>>,
 }
 
+/// What a selection has otherwise than is known.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference<'s, 'k> {
+    /// The services that are new or have other rows, and their versions.
+    pub changed: Vec<(&'s ServiceName, Version)>,
+    /// The services that have no rows any more.
+    pub gone: Vec<&'k ServiceName>,
+}
+
 /// How each service's rows came and went.
 type Tallies = BTreeMap<ServiceName, Tally>;
 
@@ -318,12 +327,44 @@ impl Selection {
 
     /// The services that are rendered of rows, in the order of their names.
     pub fn services<'s>(&'s self, verdict: &'s Verdict) -> Vec<&'s ServiceName> {
+        self.versions(verdict).into_iter().map(|(service, _)| service).collect()
+    }
+
+    /// The same with the version of each. It looks nothing up by name as long as each service has rows of its own.
+    pub fn versions<'s>(&'s self, verdict: &'s Verdict) -> Vec<(&'s ServiceName, Version)> {
+        let own = self.groups.iter();
+        let mut all: Vec<_> =
+            own.map(|(service, group)| (service, self.version_at(group.step, service, verdict))).collect();
         let held = verdict.lost.iter().filter(|(_, rows)| !rows.is_empty()).map(|(service, _)| service);
-        let mut services: Vec<_> = self.groups.keys().chain(self.kept()).collect();
-        services.extend(held.filter(|service| !self.groups.contains_key(*service)));
-        services.sort();
-        services.dedup();
-        services
+        let held = held.filter(|service| !self.groups.contains_key(*service));
+        let others: BTreeSet<_> = self.kept().chain(held).collect();
+        if !others.is_empty() {
+            all.extend(others.into_iter().map(|service| (service, self.version(service, verdict))));
+            all.sort_by_key(|(service, _)| *service);
+        }
+        all
+    }
+
+    /// What is other than known. What is known of a service, in the order of names, is its version, or `None` where it is
+    /// to count as changed.
+    pub fn difference<'s, 'k>(
+        &'s self,
+        verdict: &'s Verdict,
+        known: impl Iterator<Item = (&'k ServiceName, Option<Version>)>,
+    ) -> Difference<'s, 'k> {
+        let mut difference = Difference::default();
+        let mut known = known.peekable();
+        for (service, version) in self.versions(verdict) {
+            while let Some((gone, _)) = known.next_if(|(other, _)| *other < service) {
+                difference.gone.push(gone);
+            }
+            let same = known.next_if(|(other, _)| *other == service);
+            if same.is_none_or(|(_, known)| known != Some(version)) {
+                difference.changed.push((service, version));
+            }
+        }
+        difference.gone.extend(known.map(|(service, _)| service));
+        difference
     }
 
     /// The rows that a service is rendered of, in the order of address and port.
@@ -344,6 +385,10 @@ impl Selection {
     /// Which rows [`Selection::rows`] gives: as long as it is the same, they are.
     pub fn version(&self, service: &ServiceName, verdict: &Verdict) -> Version {
         let step = self.groups.get(service).map_or_else(|| self.fallback.step(service), |group| group.step);
+        self.version_at(step, service, verdict)
+    }
+
+    fn version_at(&self, step: u64, service: &ServiceName, verdict: &Verdict) -> Version {
         match verdict.lost.get(service) {
             Some(lost) => Version { step: step.max(self.lost_step), lost: Some(lost.len()) },
             None => Version { step, lost: None },
@@ -641,6 +686,44 @@ mod tests {
         selection.services(&verdict).into_iter().map(service).collect()
     }
 
+    /// What the selection says to have changed and to have gone.
+    fn difference(
+        selection: &Selection,
+        known: &BTreeMap<ServiceName, Version>,
+        now: Instant,
+    ) -> (BTreeMap<ServiceName, Version>, BTreeSet<ServiceName>) {
+        let verdict = selection.verdict(now);
+        let known = known.iter().map(|(service, version)| (service, Some(*version)));
+        let Difference { changed, gone } = selection.difference(&verdict, known);
+        let changed = changed.into_iter().map(|(service, version)| (service.clone(), version)).collect();
+        (changed, gone.into_iter().cloned().collect())
+    }
+
+    /// What is not in `known`.
+    fn missing(
+        all: &BTreeMap<ServiceName, Version>,
+        known: &BTreeMap<ServiceName, Version>,
+    ) -> BTreeMap<ServiceName, Version> {
+        all.iter()
+            .filter(|(service, version)| known.get(*service) != Some(*version))
+            .map(|(service, version)| (service.clone(), *version))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_to_count_as_changed_does_and_what_has_gone_is_named() {
+        let now = Instant::now();
+        let selection = full(None, 2, now);
+        let verdict = selection.verdict(now);
+        let (gone, web): (ServiceName, _) = ("other".parse().expect("a name"), web());
+        let version = selection.version(&web, &verdict);
+        for (known, is_changed) in [(Some(version), false), (None, true)] {
+            let difference = selection.difference(&verdict, [(&gone, known), (&web, known)].into_iter());
+            assert_eq!(difference.gone, [&gone]);
+            assert_eq!(!difference.changed.is_empty(), is_changed);
+        }
+    }
+
     proptest! {
         #[test]
         fn following_changes_comes_to_what_a_fresh_start_comes_to_and_equal_versions_have_equal_rows(
@@ -651,6 +734,7 @@ mod tests {
             let mut followed = selection(max_loss, 0);
             let mut roll: BTreeMap<usize, Arc<Instance>> = BTreeMap::new();
             let mut known: HashMap<(ServiceName, Version), Rows> = HashMap::new();
+            let mut last: BTreeMap<ServiceName, Version> = BTreeMap::new();
             for (number, fate, seconds) in fates {
                 now += Duration::from_secs(seconds);
                 let departure = fate.as_ref().err().copied();
@@ -664,6 +748,13 @@ mod tests {
                     let known = known.entry((service, version)).or_insert_with(|| rows.clone());
                     prop_assert_eq!(&*known, &rows);
                 }
+                let next = rows(&followed, now).into_iter().map(|(service, (version, _))| (service, version)).collect();
+                let (changed, gone) = difference(&followed, &last, now);
+                prop_assert_eq!(changed, missing(&next, &last));
+                let kept: BTreeMap<_, _> = last.into_iter().filter(|(service, _)| !gone.contains(service)).collect();
+                prop_assert!(kept.keys().eq(kept.keys().filter(|service| next.contains_key(service))));
+                prop_assert!(gone.iter().all(|service| !next.contains_key(service)));
+                last = next;
             }
             // Nothing is held that long.
             now += HOLD;

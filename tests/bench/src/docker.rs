@@ -2,6 +2,7 @@
 //! that is kept open where time is measured.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
@@ -25,6 +26,14 @@ pub fn call(method: &str, path: &str, body: Option<&Value>) -> Result<String> {
     let status = head.split(' ').nth(1).unwrap_or_default();
     ensure!(status.starts_with('2') || status == "304", "{method} {path}: {status} {body}");
     Ok(body.to_owned())
+}
+
+/// The host's own address on Docker's bridge. What goes there is sent on by the kernel, as it is for other hosts; what goes
+/// to 127.0.0.1 by a process of Docker's, which takes connections before the container does.
+pub fn bridge_address() -> Result<Ipv4Addr> {
+    let network: Value = serde_json::from_str(&call("GET", "/networks/bridge", None)?)?;
+    let address = network["IPAM"]["Config"][0]["Gateway"].as_str();
+    Ok(address.with_context(|| format!("no gateway in {network}"))?.parse()?)
 }
 
 /// A connection that serves one call after the other. Docker answers faster than on a new one.

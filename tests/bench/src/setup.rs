@@ -14,8 +14,10 @@ use crate::container::BenchContainer;
 /// How long to wait until everything runs.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Only containers of the bench are registered, at an address that no other host reaches.
-const AGENT_FLAGS: [&str; 4] = ["--only-name", "^bench-", "--advertise", "127.0.0.1"];
+/// An address that no other host reaches.
+const LOOPBACK: &str = "127.0.0.1";
+/// Only containers of the bench are registered.
+const AGENT_FLAGS: [&str; 4] = ["--only-name", "^bench-", "--advertise", LOOPBACK];
 
 /// Where registrations go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +95,14 @@ impl Setup {
 
 /// Starts an agent of the bench's containers.
 pub fn start_agent(etcd: &Etcd) -> Result<Program> {
+    start_agent_at(etcd, LOOPBACK)
+}
+
+/// Starts an agent of the bench's containers, which are reached at this address.
+pub fn start_agent_at(etcd: &Etcd, address: &str) -> Result<Program> {
     let mut command = Program::agent()?;
-    command.args(["--etcd", &etcd.endpoint(), "--listen", "off", "--loopback"]).args(AGENT_FLAGS);
+    command.args(["--etcd", &etcd.endpoint(), "--listen", "off", "--loopback"]);
+    command.args(["--only-name", "^bench-", "--advertise", address]);
     let mut agent = Program::start("agent", command)?.silent();
     agent.wait_log("claimed the name", SETUP_TIMEOUT)?;
     Ok(agent)

@@ -62,7 +62,8 @@ impl Sink for HaproxySink {
     }
 
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
-        let (file, runtime) = tokio::join!(self.file.apply(selection), self.runtime.reconcile(selection));
+        // The socket first: rendering the file, on another thread, takes longer.
+        let (runtime, file) = tokio::join!(self.runtime.reconcile(selection), self.file.apply(selection));
         match runtime {
             Ok((runtime, reloads)) => Ok(self.combined(file?, runtime, &reloads)),
             Err(error) if is_absent(&error) => Ok(self.without_socket(file?, one_line(&*error))),

@@ -14,7 +14,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{Desired, Plan, Program, Scope};
 use crate::{
     config::TargetConfig,
-    roll::{Hold, Selection, Verdict, Version},
+    roll::{Difference, Hold, Selection, Verdict, Version},
     sink::{Applied, Content, Sink, SinkError, file::notes, intake::Intake, preview::Outcome},
     state_dir::StateDir,
     target::{generation::Generation, state::Acked},
@@ -76,11 +76,9 @@ impl<P: Program> Reconciler<P> {
     /// What the round is about: what has changed or, when that is due, everything.
     fn scope(&self, selection: &Selection, verdict: &Verdict, now: Instant) -> Scope {
         let is_due = self.compared_at.is_none_or(|at| now.duration_since(at) >= self.interval);
-        let services = selection.services(verdict);
-        let is_known =
-            |service: &ServiceName| self.applied.get(service) == Some(&selection.version(service, verdict));
-        let gone = self.applied.keys().filter(|service| services.binary_search(service).is_err());
-        let changed = services.iter().copied().filter(|service| !is_known(service));
+        let known = self.applied.iter().map(|(service, version)| (service, Some(*version)));
+        let Difference { changed, gone } = selection.difference(verdict, known);
+        let changed = changed.into_iter().map(|(service, _)| service);
         let changed: BTreeSet<_> = changed.chain(gone).cloned().collect();
         // Nothing has changed: somebody wants to know how the program fares.
         if is_due || changed.is_empty() { Scope::All } else { Scope::Services(changed) }
@@ -118,7 +116,9 @@ impl<P: Program> Reconciler<P> {
                 self.compared_at = Some(now);
             }
             Scope::Services(services) => {
-                self.applied.retain(|service, _| !services.contains(service));
+                for service in services {
+                    self.applied.remove(service);
+                }
                 self.applied.extend(versions);
             }
         }
@@ -187,10 +187,20 @@ fn desired(
     selection: &Selection,
     verdict: &Verdict,
 ) -> (Desired, BTreeMap<ServiceName, Version>) {
+    let about = match &scope {
+        Scope::All => selection.versions(verdict),
+        Scope::Services(services) => {
+            services.iter().map(|service| (service, selection.version(service, verdict))).collect()
+        }
+    };
     let (mut services, mut versions) = (BTreeMap::new(), BTreeMap::new());
-    for service in selection.services(verdict).into_iter().filter(|service| scope.has(service)) {
-        services.insert(service.clone(), selection.rows(service, verdict).into_iter().cloned().collect());
-        versions.insert(service.clone(), selection.version(service, verdict));
+    for (service, version) in about {
+        let rows: Vec<_> = selection.rows(service, verdict).into_iter().cloned().collect();
+        // One that has gone has none.
+        if !rows.is_empty() {
+            services.insert(service.clone(), rows);
+            versions.insert(service.clone(), version);
+        }
     }
     (Desired { scope, services }, versions)
 }

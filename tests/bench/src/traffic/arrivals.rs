@@ -1,12 +1,12 @@
 //! The workers that come: when each is in the file, and when it serves its first request.
 //!
-//! From the moment when the file has a worker, requests are made one after another until it answers one itself: not
-//! before, as asking all the time would take the machine from what is measured. So the time is never too short. Each
-//! request names the worker, which a proxy may heed or not.
+//! From the moment when the file has a worker and it takes connections itself, requests are made one after another until
+//! it answers one: not before, as asking all the time would take the machine from what is measured. So the time is never
+//! too short. Each request names the worker, which a proxy may heed or not.
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -28,8 +28,10 @@ const ASK_PAUSE: Duration = Duration::from_micros(200);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Workers that are awaited, and what became of each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Arrivals {
+    /// Where the workers are reached themselves.
+    address: Ipv4Addr,
     inside: Mutex<Inside>,
 }
 
@@ -45,6 +47,8 @@ struct Inside {
 pub struct Arrival {
     /// When the file had it.
     pub in_file: Duration,
+    /// When it took connections, as far as it did not when the file had it.
+    pub took: Option<Duration>,
     /// When it had answered a request.
     pub served: Option<Duration>,
     /// How many requests were made for it.
@@ -54,6 +58,11 @@ pub struct Arrival {
 }
 
 impl Arrivals {
+    /// None yet, of workers whose ports are at this address.
+    pub fn new(address: Ipv4Addr) -> Self {
+        Self { address, inside: Mutex::default() }
+    }
+
     /// A worker is about to start.
     pub fn expect(&self, container: &BenchContainer) {
         self.inside().expected.insert(container.port, container.short_id().to_owned());
@@ -72,7 +81,10 @@ impl Arrivals {
                 for (server, name) in version.servers()? {
                     let Some(host) = self.inside().expected.remove(&server) else { continue };
                     scope.spawn(move || {
-                        let arrival = ask_for(&host, &name, port, version.at);
+                        let worker = SocketAddr::new(self.address.into(), server);
+                        let arrival =
+                            Arrival { in_file: version.at, took: await_worker(worker), ..<_>::default() };
+                        let arrival = ask_for(&host, &name, port, arrival);
                         self.inside().arrived.insert(host, arrival);
                     });
                 }
@@ -86,9 +98,19 @@ impl Arrivals {
     }
 }
 
+/// Waits until a worker takes connections; gives when it did, since 1970, unless it was at once.
+fn await_worker(worker: SocketAddr) -> Option<Duration> {
+    let begun = Instant::now();
+    let mut took = None;
+    while TcpStream::connect_timeout(&worker, ASK_TIMEOUT).is_err() && begun.elapsed() < ASK_TIMEOUT {
+        thread::sleep(ASK_PAUSE);
+        took = Some(now());
+    }
+    took
+}
+
 /// Makes requests until a worker answers one.
-fn ask_for(host: &str, server: &str, port: u16, in_file: Duration) -> Arrival {
-    let mut arrival = Arrival { in_file, ..Arrival::default() };
+fn ask_for(host: &str, server: &str, port: u16, mut arrival: Arrival) -> Arrival {
     let (begun, head) = (Instant::now(), format!("{HEADER}: {server}\r\n"));
     while begun.elapsed() < ASK_TIMEOUT {
         arrival.asked += 1;

@@ -21,10 +21,11 @@ pub use proxy::ProxyKind;
 
 use crate::clock::now;
 use crate::consumer::ConsumerDir;
+use crate::docker::bridge_address;
 use crate::event::EventStream;
 use crate::figures::Figures;
 use crate::file_watch::FileWatch;
-use crate::setup::start_agent;
+use crate::setup::start_agent_at;
 use arrivals::Arrivals;
 use load::Load;
 use proxy::{Proxy, Sample};
@@ -41,7 +42,8 @@ const ROUND_TRIPS: usize = 100;
 /// Measures and prints one run.
 pub fn run(kind: ProxyKind, changes: usize) -> Result<()> {
     let etcd = Etcd::start()?;
-    let _agent = start_agent(&etcd)?;
+    let address = bridge_address()?;
+    let _agent = start_agent_at(&etcd, &address.to_string())?;
     let _staying = fleet::staying()?;
     let dir = ConsumerDir::empty()?;
     let proxy = Proxy::start(kind, &dir.dest())?;
@@ -52,7 +54,7 @@ pub fn run(kind: ProxyKind, changes: usize) -> Result<()> {
         Ok(http::get(&format!("http://127.0.0.1:{}/", proxy.port))?.status == 200)
     })?;
     let events = EventStream::open()?;
-    let (load, arrivals) = (Load::start(proxy.port), Arrivals::default());
+    let (load, arrivals) = (Load::start(proxy.port), Arrivals::new(address));
     thread::sleep(SETTLE_TIME);
     let round_trips: Figures = proxy.round_trips(ROUND_TRIPS)?.into_iter().collect();
     let (first, account, reloads, begun) = (proxy.sample(), proxy.account()?, proxy.reloads(), now());

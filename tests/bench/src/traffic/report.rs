@@ -47,6 +47,10 @@ impl Report {
         }
         let floor = to_file.median() + self.round_trips.median_or_zero();
         to_served.print("start -> first request served", Some(floor));
+        let late =
+            self.arrivals.values().filter_map(|arrival| Some(arrival.took?.saturating_sub(arrival.in_file)));
+        let late: Figures = late.collect();
+        late.print("  of it: the worker itself takes connections after the file by", None);
         println!(
             "    (asked for from the file on, one request after another, until the worker itself has answered: {} \
              requests for {} workers)",

@@ -28,7 +28,7 @@ use super::{
     settings::RenderSettings,
     template::{self, Facts},
 };
-use crate::roll::{Named, Row, Selection, Verdict, Version};
+use crate::roll::{Difference, Named, Row, Selection, Verdict, Version};
 
 /// What a target's file is made by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,21 +211,16 @@ impl Renderer {
 
     /// Takes out of the selection, with what the verdict holds, what was not rendered yet.
     pub fn changes(&self, selection: &Selection, verdict: &Verdict) -> Changes {
-        let services = selection.services(verdict);
-        let gone = self.blocks.keys().filter(|service| services.binary_search(service).is_err());
-        let gone = gone.cloned().collect();
-        let changed = services.into_iter().filter_map(|service| {
-            let version = selection.version(service, verdict);
-            let is_known = self.blocks.get(service).is_some_and(|(known, block)| {
-                *known == version
-                    && block.hosts.iter().all(|(name, standing)| self.hosts.standing(name) == *standing)
-            });
-            let rows = || selection.rows(service, verdict).into_iter().cloned().collect();
-            (!is_known).then(|| (service.clone(), version, rows()))
-        });
+        let is_settled =
+            |block: &Block| block.hosts.iter().all(|(name, standing)| self.hosts.standing(name) == *standing);
+        let known = self.blocks.iter();
+        let known = known.map(|(service, (version, block))| (service, is_settled(block).then_some(*version)));
+        let Difference { changed, gone } = selection.difference(verdict, known);
+        let rows = |service| selection.rows(service, verdict).into_iter().cloned().collect();
+        let changed = changed.into_iter();
         Changes {
-            gone,
-            changed: changed.collect(),
+            gone: gone.into_iter().cloned().collect(),
+            changed: changed.map(|(service, version)| (service.clone(), version, rows(service))).collect(),
             has_other_files: self.has_other_files,
             revision: selection.revision(),
         }
