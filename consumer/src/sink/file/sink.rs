@@ -165,7 +165,7 @@ impl FileSink {
             let master = master.clone();
             let is_under_way = move |worker: &mut Worker| {
                 let before = worker.workers_before().filter(|_| worker.is_to_be_verified());
-                before.is_some_and(|before| master.workers().is_ok_and(|now| !now.are_newer_than(&before)))
+                before.is_some_and(|before| master.workers().is_ok_and(|now| !now.have_replaced(&before)))
             };
             if !self.work(is_under_way).await? {
                 break;

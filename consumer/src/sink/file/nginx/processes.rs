@@ -114,11 +114,12 @@ impl Workers {
         workers
     }
 
-    /// Whether some of them were not among `earlier` ones, and so have read what was there after those were looked at.
-    pub fn are_newer_than(&self, earlier: &Workers) -> bool {
+    /// Whether others than `earlier` serve now, and none of those does any more: a reload replaces all of them, while the
+    /// master also replaces a single one that crashed, and that one has read nothing new.
+    pub fn have_replaced(&self, earlier: &Workers) -> bool {
         let is_known =
             |worker: &Worker| earlier.serving.contains(worker) || earlier.draining.contains(worker);
-        self.serving.iter().any(|worker| !is_known(worker))
+        !self.serving.is_empty() && !self.serving.iter().any(is_known)
     }
 }
 
@@ -162,13 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_went_well_where_a_worker_serves_that_was_not_there() {
+    fn a_reload_went_well_where_other_workers_serve_and_none_that_was_there() {
         let (serving, draining) = (SERVING, DRAINING);
         let before = workers(&[(10, 1, serving), (11, 2, draining)]);
         for (now, expected) in [
             (vec![(10, 1, serving)], false),
             (vec![(10, 1, draining)], false),
             (vec![(10, 1, draining), (12, 3, serving)], true),
+            // Another worker has crashed, or those of before were not told to end yet.
+            (vec![(10, 1, serving), (12, 3, serving)], false),
             // The number was given again.
             (vec![(10, 3, serving)], true),
             // It was there and has not called itself anything yet, or it ends again at once.
@@ -176,9 +179,9 @@ mod tests {
             (vec![(12, 3, draining)], false),
             (vec![], false),
         ] {
-            assert_eq!(workers(&now).are_newer_than(&before), expected, "{now:?}");
+            assert_eq!(workers(&now).have_replaced(&before), expected, "{now:?}");
         }
-        assert!(before.are_newer_than(&Workers::default()), "nginx was not there");
+        assert!(before.have_replaced(&Workers::default()), "nginx was not there");
     }
 
     #[test]

@@ -98,10 +98,11 @@ impl Verify {
 fn new_workers(master: &Master, dest: &Path, before: Option<&Workers>) -> Result<(), AttemptError> {
     let workers = master.workers()?;
     let are_new = match before {
-        Some(before) => workers.are_newer_than(before),
+        Some(before) => workers.have_replaced(before),
         None => file_age(dest).is_some_and(|file| {
+            // All of them: a worker that crashed was replaced as well.
             let ages = workers.serving.iter().filter_map(|worker| pid_file::process_age(worker.pid));
-            ages.min().is_some_and(|age| age < file)
+            ages.max().is_some_and(|age| age < file)
         }),
     };
     if are_new { Ok(()) } else { Err(AttemptError::NoNewWorkers) }
