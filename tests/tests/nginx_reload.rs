@@ -266,7 +266,7 @@ fn both_nginx_of_debian_and_a_current_one_take_what_the_table_says() -> Result<(
         Ok(fs::read_to_string(dest)?)
     };
     let plain = render("plain.conf", table)?;
-    assert!(!plain.contains("no-such-name") && plain.contains("zone web 632k;"), "{plain}");
+    assert!(!plain.contains("no-such-name") && plain.contains("zone rollcall_web 632k;"), "{plain}");
     let resolving = render("rollcall.conf", &format!("{table}resolve = true\nresolver = \"127.0.0.1\""))?;
     assert!(resolving.contains("server no-such-name.invalid:8080 max_fails=2 fail_timeout=5s resolve;"));
     tool::run(prefix.nginx()?.args(["-t", "-q"]))?;
@@ -275,8 +275,13 @@ fn both_nginx_of_debian_and_a_current_one_take_what_the_table_says() -> Result<(
     let volume = format!("{}:/etc/nginx/conf.d:ro", prefix.path("conf.d").display());
     let debian = DockerHost::local()?.run(&["--volume", &volume, image::nginx()?, "sleep", "600"])?;
     debian.exec(&["nginx", "-t", "-q"])?;
+    // Services have other names than an operator's zones.
+    let main = fs::read_to_string(prefix.path("nginx.conf"))?;
+    let limits = "http { limit_req_zone $binary_remote_addr zone=web:1m rate=1r/s;";
+    fs::write(prefix.path("nginx.conf"), main.replace("http {", limits))?;
+    tool::run(prefix.nginx()?.args(["-t", "-q"]))?;
     // What either would say if the zone did not grow.
-    let small = plain.replace("zone web 632k;", "zone web 64k;");
+    let small = plain.replace("zone rollcall_web 632k;", "zone rollcall_web 64k;");
     fs::write(prefix.dest(), &small)?;
     let error = format!("{:#}", tool::run(prefix.nginx()?.args(["-t", "-q"])).expect_err("it is too small"));
     assert!(error.contains("no memory in upstream zone"), "{error}");

@@ -104,6 +104,10 @@ impl fmt::Display for Resolver {
     }
 }
 
+/// What the names of zones begin with: nginx refuses all of a configuration where a zone has the name of one of another
+/// kind, such as limit_req_zone's, and services are named by whoever starts containers.
+const ZONE: &str = "rollcall_";
+
 /// What stands in each upstream beside its servers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Nginx {
@@ -192,7 +196,7 @@ impl Nginx {
     pub(super) fn directives(&self, service: &str, servers: usize) -> Vec<String> {
         let resolver = self.resolver.iter().map(|resolver| format!(" {resolver}")).collect::<String>();
         [
-            self.zone.map(|size| format!("zone {service} {}", size.for_servers(servers))),
+            self.zone.map(|size| format!("zone {ZONE}{service} {}", size.for_servers(servers))),
             (!resolver.is_empty()).then(|| format!("resolver{resolver}")),
             self.balance.map(|balance| balance.to_string()),
             self.keepalive.map(|count| format!("keepalive {count}")),
@@ -255,7 +259,7 @@ mod tests {
     fn a_zone_grows_with_its_servers() {
         let nginx = parse("zone = \"1m\"").expect("a zone");
         for (servers, expected) in [(0, "1024k"), (496, "1024k"), (497, "1026k"), (usize::MAX, "1048576k")] {
-            assert_eq!(nginx.directives("web", servers), [format!("zone web {expected}")]);
+            assert_eq!(nginx.directives("web", servers), [format!("zone rollcall_web {expected}")]);
         }
     }
 
@@ -263,6 +267,9 @@ mod tests {
     fn a_resolver_is_written_as_nginx_reads_it() {
         let text = "zone = \"32K\"\nresolve = true\nresolver = [\"127.0.0.11\", \"::1\", \"[::1]:5353\"]";
         let nginx = parse(text).expect("it can work");
-        assert_eq!(nginx.directives("web", 0), ["zone web 32k", "resolver 127.0.0.11 [::1] [::1]:5353"]);
+        assert_eq!(
+            nginx.directives("web", 0),
+            ["zone rollcall_web 32k", "resolver 127.0.0.11 [::1] [::1]:5353"]
+        );
     }
 }

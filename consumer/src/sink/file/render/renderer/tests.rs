@@ -114,7 +114,7 @@ fn nginx_upstreams_have_what_their_table_says() {
     # Rendered by Rollcall; do not edit.
 
     upstream api {
-        zone api 64k;
+        zone rollcall_api 64k;
         resolver 127.0.0.11;
         least_conn;
         keepalive 16;
@@ -122,7 +122,7 @@ fn nginx_upstreams_have_what_their_table_says() {
     }
 
     upstream web {
-        zone web 64k;
+        zone rollcall_web 64k;
         resolver 127.0.0.11;
         least_conn;
         keepalive 16;
@@ -132,7 +132,7 @@ fn nginx_upstreams_have_what_their_table_says() {
     }
 
     upstream zoo {
-        zone zoo 64k;
+        zone rollcall_zoo 64k;
         resolver 127.0.0.11;
         least_conn;
         keepalive 16;
