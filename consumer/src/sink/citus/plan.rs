@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use rollcall_shared::model::instance::{Address, Endpoint};
+use rollcall_shared::model::{
+    instance::{Address, Endpoint},
+    name::ServiceName,
+};
 
 use super::{
     identity::{Answer, Identity, Member, SystemId},
@@ -267,6 +270,14 @@ impl Planner<'_> {
                     self.plan.notes.push(format!("node {node} was made by hand and is {candidate} from now on"));
                     self.record(node, candidate, system);
                 }
+                Verdict::Move(node, system) if let Some(service) = self.unseen(desired, system) => {
+                    self.settle(node);
+                    let why = format!(
+                        "{candidate} is not taken for node {node} yet: whether service {service}, which had it last, \
+                         has it still is looked at first"
+                    );
+                    self.refuse(why, SYNC_INTERVAL);
+                }
                 Verdict::Move(node, system) => {
                     self.settle(node);
                     let from = self.observed.nodes[&node].to_string();
@@ -285,6 +296,12 @@ impl Planner<'_> {
             self.plan.steps.push(Step::Ask { candidates: asked, desired: desired.clone() });
         }
         self.note_others(desired);
+    }
+
+    /// The service that had a worker's data last, if the round is not about it: what has the data now may be a copy.
+    fn unseen(&self, desired: &Desired, system: SystemId) -> Option<ServiceName> {
+        let service = &self.observed.known.get(&system)?.member.service;
+        (!desired.scope.has(service)).then(|| service.clone())
     }
 
     fn settle(&mut self, node: NodeId) {

@@ -229,6 +229,25 @@ fn of_two_with_the_same_data_the_one_in_place_counts() {
 }
 
 #[test]
+fn a_copy_in_another_service_takes_no_node_while_only_that_service_is_looked_at() {
+    let mut observed = observed(&[1]);
+    let service: ServiceName = "clone".parse().expect("a name");
+    let copy = Row { instance: Arc::new(testing::instance(2, "clone")), ..row(2) };
+    answer(&mut observed, &copy, 1, 1);
+    let services = BTreeMap::from([(service.clone(), vec![copy.clone()])]);
+    let only_clone = Desired { scope: Scope::Services([service.clone()].into()), services: services.clone() };
+    let narrow = plan(&only_clone, &observed, &config(None));
+    assert_eq!((narrow.steps, narrow.look_again), (vec![], Some(SYNC_INTERVAL)));
+    assert!(only(&narrow.refusals).contains("is not taken for node 1 yet: whether service citus"));
+    // A service that was renamed has it once the other is known to have it no more.
+    let all = plan(&Desired { scope: Scope::All, services }, &observed, &config(None));
+    assert_eq!(steps(&all).len(), 1, "{all:?}");
+    let mut both = desired(&[row(1)]);
+    both.services.insert(service, vec![copy]);
+    assert!(only(&plan(&both, &observed, &config(None)).refusals).contains("one of them is a copy"));
+}
+
+#[test]
 fn a_node_made_by_hand_is_left_alone_or_adopted_where_its_worker_proves_to_be_ours() {
     let mut observed = observed(&[1, 2]);
     observed.known.remove(&system(2));
