@@ -190,7 +190,7 @@ impl Login {
         Ok(Self {
             servers: servers(&conninfo)?,
             database,
-            ssl_mode: parsed(&conninfo, "sslmode", SslMode::EXPECTED)?.unwrap_or(SslMode::Prefer),
+            ssl_mode: ssl_mode(&conninfo)?,
             tls: TlsFiles {
                 root: text("sslrootcert", "root.crt"),
                 certificate: text("sslcert", "postgresql.crt"),
@@ -260,6 +260,20 @@ impl Login {
             _ => ChannelBinding::Prefer,
         });
         Ok(config)
+    }
+}
+
+/// Everybody has a certificate of the system's authorities, so that these mean nothing unless names are checked.
+fn ssl_mode(conninfo: &Conninfo) -> Result<SslMode, LoginError> {
+    let given: Option<SslMode> = parsed(conninfo, "sslmode", SslMode::EXPECTED)?;
+    match (conninfo.get("sslrootcert"), given) {
+        (Some("system"), None) => Ok(SslMode::VerifyFull),
+        (Some("system"), Some(mode)) if mode != SslMode::VerifyFull => Err(LoginError::Value {
+            keyword: "sslmode",
+            value: conninfo.get("sslmode").unwrap_or_default().to_owned(),
+            expected: "verify-full beside sslrootcert=system",
+        }),
+        (_, given) => Ok(given.unwrap_or(SslMode::Prefer)),
     }
 }
 
@@ -427,6 +441,8 @@ mod tests {
         let found = login("hostaddr=10.0.0.1", &[("PGSSLMODE", "disable")]).expect("a login");
         assert_eq!(shown(&found), "me@10.0.0.1:5432/me Disable");
         assert!(login("", &[]).expect("a login").servers[0].host.starts_with('/'), "a socket");
+        let found = login("host=a sslrootcert=system", &[]).expect("a login");
+        assert_eq!(shown(&found), "me@a:5432/me VerifyFull");
     }
 
     #[test]
@@ -436,6 +452,7 @@ mod tests {
             ("host=a,b port=1,2,3", r#"port is "1,2,3": expected one, or as many as host has"#),
             ("hostaddr=x", r#"hostaddr is "x": expected an IP address"#),
             ("sslmode=on", r#"sslmode is "on": expected disable, allow, prefer, require,"#),
+            ("sslrootcert=system sslmode=require", r#"sslmode is "require": expected verify-full beside"#),
             ("connect_timeout=1s", r#"connect_timeout is "1s": expected a whole number"#),
             ("gssencmode=require", r#"gssencmode is "require": expected disable or prefer"#),
             ("target_session_attrs=standby", r#"target_session_attrs is "standby": expected any"#),
