@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rollcall_shared::process::setting::SettingError;
+use rollcall_shared::process::{setting::SettingError, time::show};
 use serde::Deserialize;
 
 use super::{
@@ -65,17 +65,20 @@ impl RawCitus {
         let checked = |name: &str, time: Option<Duration>, default: Duration| {
             let time = time.unwrap_or(default);
             if time.is_zero() || time.as_millis() > MAX_MILLISECONDS {
-                let shown = rollcall_shared::process::time::show(time);
-                return Err(SettingError::new(name, shown, "more than 0s, and 24 days at most"));
+                return Err(SettingError::new(name, show(time), "more than 0s, and 24 days at most"));
             }
             Ok(time)
         };
-        Ok(CitusConfig {
-            database,
-            force_after,
-            lock_cooldown: checked("citus.lock_cooldown", lock_cooldown, LOCK_COOLDOWN)?,
-            statement_timeout: checked("citus.statement_timeout", statement_timeout, STATEMENT_TIMEOUT)?,
-        })
+        let lock_cooldown = checked("citus.lock_cooldown", lock_cooldown, LOCK_COOLDOWN)?;
+        let statement_timeout = checked("citus.statement_timeout", statement_timeout, STATEMENT_TIMEOUT)?;
+        if force_after.is_some() && lock_cooldown >= statement_timeout {
+            let expected = format!(
+                "less than citus.statement_timeout, {}, or no move is ever forced",
+                show(statement_timeout)
+            );
+            return Err(SettingError::new("citus.lock_cooldown", show(lock_cooldown), expected));
+        }
+        Ok(CitusConfig { database, force_after, lock_cooldown, statement_timeout })
     }
 }
 
@@ -110,6 +113,10 @@ mod tests {
                 "citus.database is not what libpq takes: sslmode is \"on\": expected",
             ),
             ("statement_timeout = '0s'", "citus.statement_timeout is 0s: expected more than 0s"),
+            (
+                "force_after = '5m'\nstatement_timeout = '10s'",
+                "citus.lock_cooldown is 10s: expected less than citus.statement_timeout, 10s, or no move is",
+            ),
             ("lock_cooldown = '25days'", "citus.lock_cooldown is 25days: expected more than 0s"),
         ] {
             let error = parsed(text).map(drop).expect_err(text);
