@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use rollcall_consumer::roll::Row;
 use rollcall_consumer::sink::citus::{
-    CitusProgram, RawCitus, conninfo::Conninfo, drain, libpq, session::Session,
+    CitusProgram, RawCitus, conninfo::Conninfo, coordinator, drain, libpq, session::Session,
 };
 use rollcall_consumer::sink::program::{Desired, Plan, Program, Scope};
 use rollcall_shared::model::instance::{Endpoint, InstanceId, Protocol};
@@ -517,11 +517,62 @@ fn draining_is_the_operators_word_and_the_worker_stays_out_until_it_is_let_in_ag
         error.contains("has 2 placements of shards after it was drained, so it is not removed"),
         "{error}"
     );
-    for worker in ["w0", "w1"] {
-        cluster.runtime.block_on(drain::undrain(&operator, worker))?;
+    for (worker, expected) in [
+        ("w0", "worker h1/w0 may be added again".to_owned()),
+        (
+            "w1",
+            format!(
+                "worker h1/w1 is no longer drained; its node gets shards again after SELECT \
+                 citus_set_node_property('{HOST}', {}, 'shouldhaveshards', true)",
+                cluster.workers[1].port()
+            ),
+        ),
+    ] {
+        assert_eq!(cluster.runtime.block_on(drain::undrain(&operator, worker))?, expected);
     }
     cluster.settle(&mut program, &cluster.rows())?;
     assert_eq!(cluster.nodes()?.len(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_node_is_drained_once_no_consumer_is_about_to_move_it() -> Result<()> {
+    let cluster = Cluster::new(1)?;
+    let mut program = cluster.program()?;
+    cluster.settle(&mut program, &cluster.rows())?;
+    let operator = cluster.runtime.block_on(session_without_timeout(&cluster.coordinator))?;
+    let consumer = cluster.runtime.block_on(session(&cluster.coordinator))?;
+    cluster.runtime.block_on(coordinator::lock(&consumer))?;
+    let draining = drain::drain(&operator, "w0");
+    let moving = async {
+        // Not while the consumer has the lock: the node that is drained has the address that it is given meanwhile.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let sql = "UPDATE pg_dist_node SET nodename = '127.0.0.2' WHERE groupid <> 0";
+        consumer.batch("move", sql).await?;
+        coordinator::unlock(&consumer).await?;
+        Ok(())
+    };
+    let (said, moved) = cluster.runtime.block_on(async { tokio::join!(draining, moving) });
+    moved.map_err(|error: anyhow::Error| error)?;
+    assert!(said?.contains("(127.0.0.2:"), "it has the address that it has now");
+    assert_eq!(cluster.nodes()?, []);
+    Ok(())
+}
+
+#[test]
+fn a_server_notices_soon_that_a_consumers_host_is_gone() -> Result<()> {
+    let cluster = Cluster::new(0)?;
+    let session = cluster.runtime.block_on(session(&cluster.coordinator))?;
+    for (setting, expected) in [
+        ("tcp_keepalives_idle", "30"),
+        ("tcp_keepalives_interval", "10"),
+        ("tcp_keepalives_count", "3"),
+        ("idle_in_transaction_session_timeout", "1min"),
+    ] {
+        let sql = format!("SHOW {setting}");
+        let rows = cluster.runtime.block_on(session.query("ask", &sql, &[]))?;
+        assert_eq!(rows[0].get::<_, String>(0), expected, "{setting}");
+    }
     Ok(())
 }
 

@@ -83,12 +83,18 @@ impl CitusCommand {
 /// # Errors
 /// There is no such worker, or Citus refuses: what was done so far stays, and it may be run again.
 pub async fn drain(session: &Session, worker: &str) -> Result<String, CitusError> {
-    let state = coordinator::read(session).await?;
-    let (id, node) = find(&state, worker)?;
-    let system = state.known.iter().find(|(_, known)| known.node == Some(id)).map(|(system, _)| *system);
-    if let Some(system) = system {
-        locked(session, registry::set_drained(session, system, true)).await?;
-    }
+    // Under the lock: a consumer may be about to give its address to another node.
+    let note = async {
+        let state = coordinator::read(session).await?;
+        let (id, node) = find(&state, worker)?;
+        let known = state.known.iter().find(|(_, known)| known.node == Some(id));
+        let system = known.map(|(system, _)| *system);
+        if let Some(system) = system {
+            registry::set_drained(session, system, true).await?;
+        }
+        Ok((id, node.clone(), system))
+    };
+    let (id, node, system) = locked(session, note).await?;
     tracing::info!(node = id, address = %node, "a node is drained");
     let values: [(&(dyn ToSql + Sync), Type); 2] = [(&node.host, Type::TEXT), (&node.port, Type::INT4)];
     let what = format!("cannot drain node {id} ({node})");
@@ -108,7 +114,14 @@ pub async fn drain(session: &Session, worker: &str) -> Result<String, CitusError
         }
     };
     locked(session, remove).await?;
-    Ok(format!("node {id} ({node}) is drained and removed"))
+    let done = format!("node {id} ({node}) is drained and removed");
+    Ok(match system {
+        Some(_) => done,
+        None => format!(
+            "{done}; it was made by hand and no consumer knows that it was drained: stop its container, or it is \
+             added again where a target has it"
+        ),
+    })
 }
 
 /// Lets a worker in again that was drained.
@@ -126,7 +139,18 @@ pub async fn undrain(session: &Session, worker: &str) -> Result<String, CitusErr
     match found[..] {
         [(system, known)] => {
             locked(session, registry::set_drained(session, *system, false)).await?;
-            Ok(format!("worker {} may be added again", known.member))
+            let node = known.node.and_then(|id| state.nodes.get(&id));
+            Ok(node.map_or_else(
+                || format!("worker {} may be added again", known.member),
+                |node| {
+                    let (host, port) = (super::plan::quoted(&node.host), node.port);
+                    format!(
+                        "worker {} is no longer drained; its node gets shards again after SELECT \
+                         citus_set_node_property({host}, {port}, 'shouldhaveshards', true)",
+                        known.member
+                    )
+                },
+            ))
         }
         [] => Err(CitusError::Unfit(format!("no worker that was drained is called {worker:?}"))),
         [..] => Err(several(worker)),

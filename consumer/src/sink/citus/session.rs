@@ -22,6 +22,12 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 /// How long ending a session in order may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What else is set. A server must notice within a minute that a client's host is gone: until then it keeps the locks of
+/// its session, and by itself it looks after two hours.
+const SETTINGS: &str = "SET search_path = pg_catalog; SET client_min_messages = warning; \
+    SET idle_in_transaction_session_timeout = '60s'; SET tcp_keepalives_idle = 30; \
+    SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3";
+
 /// A value of a statement and its type.
 pub type Value<'v> = (&'v (dyn ToSql + Sync), Type);
 
@@ -71,9 +77,7 @@ impl Session {
         let (client, connection, ended) = result?;
         let session = Self { server: name(server), client, connection, ended, statement_timeout };
         let milliseconds = statement_timeout.map_or(0, |timeout| timeout.as_millis());
-        let set = format!(
-            "SET statement_timeout = {milliseconds}; SET search_path = pg_catalog; SET client_min_messages = warning"
-        );
+        let set = format!("SET statement_timeout = {milliseconds}; {SETTINGS}");
         session.batch("cannot set up the session", &set).await?;
         Ok(session)
     }
