@@ -203,6 +203,27 @@ impl Login {
         })
     }
 
+    /// The same for asking workers, about which nothing is known yet: `own` comes before what the coordinator is told.
+    /// Where it has a user, the coordinator's password is not that user's, and is kept from whoever poses as a worker.
+    ///
+    /// # Errors
+    /// A value that cannot be.
+    pub fn for_workers(&self, own: Option<&Conninfo>) -> Result<Self, LoginError> {
+        let Some(own) = own else { return Ok(self.clone()) };
+        // The service and the environment are in it already.
+        let mut rest = self.conninfo.clone();
+        rest.set("dbname", self.database.clone())?;
+        let others = own.get("user").map(|_| ["user", "password"]).into_iter().flatten();
+        for keyword in ["service", "host", "hostaddr", "port"].into_iter().chain(others) {
+            rest.set(keyword, String::new())?;
+        }
+        let mut conninfo = own.clone();
+        conninfo.fill(rest);
+        let mut environment = self.environment.clone();
+        environment.variables.retain(|name, _| name == "HOME");
+        Self::resolve(conninfo, environment)
+    }
+
     /// The same at one other server.
     #[must_use]
     pub fn at(&self, host: String, port: u16) -> Self {
@@ -480,6 +501,34 @@ mod tests {
         assert_eq!(found("host=/tmp", &[]), password("socket"));
         assert!(matches!(found("host=db", &[]), Found::Nothing(Some(_))));
         assert_eq!(found("host=db passfile=/none", &[]), Found::Nothing(None));
+    }
+
+    #[test]
+    fn workers_can_be_asked_by_a_user_who_has_not_the_coordinators_password() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("services");
+        fs::write(&file, "[shop]\nhost=s\nuser=s\npassword=secret\n").expect("a file");
+        let service = ("PGSERVICEFILE", file.to_str().expect("a path"));
+        let none = Found::Nothing(None);
+        let secret = Found::Password("secret".to_owned());
+        for (database, variables, workers, expected, password) in [
+            (
+                "host=db user=u password=secret sslmode=require",
+                &[][..],
+                "user=ask",
+                "ask@w:1/u Require",
+                &none,
+            ),
+            ("service=shop", &[service], "user=ask dbname=x", "ask@w:1/x Prefer", &none),
+            ("user=u", &[("PGPASSWORD", "secret"), ("PGHOST", "db")], "user=ask", "ask@w:1/u Prefer", &none),
+            ("user=u password=p", &[], "user=ask password=secret", "ask@w:1/u Prefer", &secret),
+            ("user=u password=secret", &[], "sslmode=require", "u@w:1/u Require", &secret),
+        ] {
+            let own = Conninfo::parse(workers).expect("a string");
+            let login = login(database, variables).expect("a login");
+            let asked = login.for_workers(Some(&own)).expect("a login").at("w".to_owned(), 1);
+            assert_eq!((shown(&asked), &asked.password(&asked.servers[0])), (expected.to_owned(), password));
+        }
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl CitusProgram {
         if candidates.is_empty() {
             return Ok(());
         }
-        let login = self.login()?;
+        let login = self.login()?.for_workers(self.config.workers.as_ref())?;
         let mut asking = JoinSet::new();
         for candidate in &candidates {
             let (candidate, login) = (candidate.clone(), login.clone());

@@ -23,6 +23,9 @@ const MAX_MILLISECONDS: u128 = i32::MAX as u128;
 pub struct CitusConfig {
     /// Where it is and who we are.
     pub database: Conninfo,
+    /// Who we are to workers that are asked who they are, where that is somebody else. Anybody who may start a container
+    /// may pose as one, and is told this user's password.
+    pub workers: Option<Conninfo>,
     /// After which time a node is moved even though others hold locks on its shards; `None` never.
     pub force_after: Option<Duration>,
     /// How long those others have then.
@@ -37,6 +40,9 @@ pub struct CitusConfig {
 pub struct RawCitus {
     /// A connection string of libpq's. What it leaves open comes from where libpq looks for it.
     pub database: Option<String>,
+    /// The same for workers that are asked who they are, without a host. What it leaves open is as for the coordinator;
+    /// where it has a user, the password is that user's. The user needs no rights but to connect.
+    pub workers: Option<String>,
     /// When a move is forced.
     #[serde(default, deserialize_with = "time")]
     pub force_after: Option<Duration>,
@@ -54,13 +60,17 @@ impl RawCitus {
     /// # Errors
     /// A connection string that cannot be read, or a time that cannot be.
     pub fn parse(self) -> Result<CitusConfig, SettingError> {
-        let Self { database, force_after, lock_cooldown, statement_timeout } = self;
+        let Self { database, workers, force_after, lock_cooldown, statement_timeout } = self;
         let database = Conninfo::parse(database.as_deref().unwrap_or_default())
             .map_err(|error| SettingError::caused("citus.database", "not a connection string", error))?;
+        let workers = workers.as_deref().map(parse_workers).transpose()?;
         // A service file may come later, and the environment is the process's: what is wrong with the rest is said now.
         if database.get("service").is_none() {
-            Login::resolve(database.clone(), Environment::default())
+            let login = Login::resolve(database.clone(), Environment::default())
                 .map_err(|error| SettingError::caused("citus.database", "not what libpq takes", error))?;
+            login
+                .for_workers(workers.as_ref())
+                .map_err(|error| SettingError::caused("citus.workers", "not what libpq takes", error))?;
         }
         let checked = |name: &str, time: Option<Duration>, default: Duration| {
             let time = time.unwrap_or(default);
@@ -78,7 +88,21 @@ impl RawCitus {
             );
             return Err(SettingError::new("citus.lock_cooldown", show(lock_cooldown), expected));
         }
-        Ok(CitusConfig { database, force_after, lock_cooldown, statement_timeout })
+        Ok(CitusConfig { database, workers, force_after, lock_cooldown, statement_timeout })
+    }
+}
+
+fn parse_workers(text: &str) -> Result<Conninfo, SettingError> {
+    let workers = Conninfo::parse(text)
+        .map_err(|error| SettingError::caused("citus.workers", "not a connection string", error))?;
+    let given =
+        ["host", "hostaddr", "port", "service"].into_iter().find(|keyword| workers.get(keyword).is_some());
+    match given {
+        Some(keyword) => {
+            let expected = "no more than who asks, and how, as each worker's address is registered";
+            Err(SettingError::new("citus.workers", keyword, expected))
+        }
+        None => Ok(workers),
     }
 }
 
@@ -117,6 +141,8 @@ mod tests {
                 "force_after = '5m'\nstatement_timeout = '10s'",
                 "citus.lock_cooldown is 10s: expected less than citus.statement_timeout, 10s, or no move is",
             ),
+            ("workers = 'host=a'", "citus.workers is host: expected no more than who asks"),
+            ("workers = 'sslmode=on'", "citus.workers is not what libpq takes: sslmode is \"on\": expected"),
             ("lock_cooldown = '25days'", "citus.lock_cooldown is 25days: expected more than 0s"),
         ] {
             let error = parsed(text).map(drop).expect_err(text);
