@@ -19,7 +19,7 @@ use super::{
         container::{Checked, ContainerCheckError},
     },
     command::CommandError,
-    install::{Batch, InstallError, Staged, files},
+    install::{Batch, InstallError, Staged, files::Reader},
     isolate::{Next, Search},
     isolated::Isolated,
     notify::Told,
@@ -98,6 +98,8 @@ pub struct FileSink {
     /// How the program that follows the file is asked whether it has it.
     read_back: Option<ReadBack>,
     dest: PathBuf,
+    /// Reads what was installed.
+    reader: Reader,
     /// Checks in containers, where that is wanted.
     checker: Option<ContainerChecker>,
     /// What a notify command is told by.
@@ -119,13 +121,13 @@ impl FileSink {
     pub fn open(target: &TargetConfig, file: &FileConfig, state_dir: Arc<StateDir>) -> Self {
         let (give_back, worker) = oneshot::channel();
         let worker_of = Worker::open(target, file, state_dir);
-        let told = worker_of.told();
+        let (told, reader) = (worker_of.told(), worker_of.reader());
         give_back.send(worker_of).expect("the receiver is there");
         let check = file.check.clone();
         let isolates = check.as_ref().is_some_and(|check| check.isolates);
         let FileConfig { verify, read_back, dest, .. } = file.clone();
         let tasks = TaskTracker::new();
-        Self { worker, check, isolates, verify, read_back, dest, checker: None, told, tasks }
+        Self { worker, check, isolates, verify, read_back, dest, reader, checker: None, told, tasks }
     }
 
     /// Works on another thread, once what was begun there before is done.
@@ -324,9 +326,9 @@ impl Sink for FileSink {
     }
 
     fn read_back(&self) -> Option<sink::ReadBack> {
-        let (config, dest) = (self.read_back.clone()?, self.dest.clone());
+        let (config, reader) = (self.read_back.clone()?, self.reader.clone());
         Some(sink::ReadBack::new(async move {
-            let reading = tokio::task::spawn_blocking(move || files::read_all(&dest));
+            let reading = tokio::task::spawn_blocking(move || reader.read_all());
             let installed = reading.await?.map_err(FileError::Installed)?;
             Ok(read_back::read_back(&config, &installed).await?)
         }))

@@ -18,7 +18,10 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     FileConfig,
-    install::{Attributes, Batch, Contents, Files, Installer, Stamp, files::Done},
+    install::{
+        Attributes, Batch, Contents, Files, Installer, Stamp,
+        files::{Done, Reader},
+    },
     isolated::Isolated,
     nginx::{Draining, Master, Workers},
     notes::{self, BACK, CHANGED},
@@ -331,6 +334,11 @@ impl Worker {
         rows.filter(|row| !self.isolated.has(row)).map(|row| row.endpoint.clone()).collect()
     }
 
+    /// What reads the files again.
+    pub fn reader(&self) -> Reader {
+        self.files.reader()
+    }
+
     /// What a notify command is told by, where there is one that this target does not share.
     pub fn told(&self) -> Option<Told> {
         self.told.clone()
@@ -532,6 +540,7 @@ fn told(file: &FileConfig) -> Option<Told> {
 
 /// Tells the renderer what stands in the file. One that cannot be read is a failure once it is to be replaced.
 pub(super) fn seed(renderer: &mut Renderer, files: &Files) {
+    renderer.seed_services(files.services());
     if let Ok(Some(file)) = files.installed() {
         renderer.seed(&file);
     }

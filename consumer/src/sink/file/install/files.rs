@@ -10,7 +10,7 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rollcall_shared::{
@@ -78,18 +78,33 @@ pub fn is_pattern(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().contains(SERVICE))
 }
 
-/// What stands in a target's file or, where there is one for each service, in all of them one after another.
-///
-/// # Errors
-/// A file or the folder cannot be read.
-pub fn read_all(dest: &Path) -> io::Result<Vec<u8>> {
-    if !is_pattern(dest) {
-        return fs::read(dest);
+/// Reads what stands in a target's files while another thread may be installing them.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    dest: PathBuf,
+    /// The names of those that are ours, where each service has its own.
+    names: Option<Names>,
+}
+
+/// The names of files, as they are now.
+type Names = Arc<Mutex<BTreeSet<String>>>;
+
+impl Reader {
+    /// The bytes of all of them, one after another. A file that somebody else put beside them is none of ours.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn read_all(&self) -> io::Result<Vec<u8>> {
+        let Some(names) = &self.names else { return fs::read(&self.dest) };
+        let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let read = |name: &String| match fs::read(self.dest.with_file_name(name)) {
+            // It is about to be installed, or somebody removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+            read => read,
+        };
+        let all = names.iter().map(read);
+        Ok(all.collect::<io::Result<Vec<_>>>()?.concat())
     }
-    let entries = fs::read_dir(dest.parent().unwrap_or(dest))?;
-    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<BTreeSet<_>>>()?;
-    let ours = paths.iter().filter(|path| matches(dest, path));
-    Ok(ours.map(fs::read).collect::<io::Result<Vec<_>>>()?.concat())
 }
 
 /// Whether a file may be one of a pattern's.
@@ -138,6 +153,20 @@ impl Files {
             }
         }
         Ok(all)
+    }
+
+    /// What reads them again.
+    pub fn reader(&self) -> Reader {
+        let names = self.manifest.as_ref().map(|manifest| manifest.shared.clone());
+        Reader { dest: self.installer.dest.clone(), names }
+    }
+
+    /// The services that have files of their own, by the names of these: whatever is in them now.
+    pub fn services(&self) -> BTreeSet<ServiceName> {
+        let pattern = name_of(&self.installer.dest);
+        let Some((before, after)) = pattern.split_once(SERVICE) else { return BTreeSet::new() };
+        let service = |name: &String| name.strip_prefix(before)?.strip_suffix(after)?.parse().ok();
+        self.manifest.iter().flat_map(|manifest| &manifest.names).filter_map(service).collect()
     }
 
     /// What installs each of the contents.
@@ -290,6 +319,8 @@ struct Manifest {
     file: String,
     pattern: PathBuf,
     names: BTreeSet<String>,
+    /// The same, for those who read the files.
+    shared: Names,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -308,7 +339,9 @@ impl Manifest {
         let remembered = remembered.filter(|remembered| remembered.pattern == *dest);
         let is_name = |name: &String| matches(dest, &dest.with_file_name(name)) && !name.contains('/');
         let names = remembered.map(|remembered| remembered.names).unwrap_or_default();
-        Self { state_dir, file, pattern: dest.clone(), names: names.into_iter().filter(is_name).collect() }
+        let names: BTreeSet<String> = names.into_iter().filter(is_name).collect();
+        let shared = Arc::new(Mutex::new(names.clone()));
+        Self { state_dir, file, pattern: dest.clone(), names, shared }
     }
 
     fn set(&mut self, names: BTreeSet<String>) -> io::Result<()> {
@@ -319,6 +352,7 @@ impl Manifest {
         if let Some(dir) = &self.state_dir {
             dir.write(&self.file, |to| Ok(serde_json::to_writer(to, &remembered)?))?;
         }
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&names);
         self.names = names;
         Ok(())
     }
@@ -397,6 +431,21 @@ mod tests {
         assert_eq!(put(&mut files, &[("web", "1")]), [""; 0]);
         put(&mut files, &[]);
         assert_eq!(names(dir.path()), ["s-default.conf"]);
+    }
+
+    #[test]
+    fn what_is_read_again_is_ours_and_services_are_known_by_the_names_of_their_files() {
+        let (dir, state) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let state = testing::state_dir(state.path());
+        let mut files = open(dir.path(), &state);
+        let reader = files.reader();
+        put(&mut files, &[("b", "b\n"), ("web", "1\n")]);
+        fs::write(dir.path().join("s-c.conf"), "theirs").expect("a file");
+        assert_eq!(reader.read_all().expect("they are there"), b"b\n1\n");
+        fs::remove_file(dir.path().join("s-b.conf")).expect("it is there");
+        assert_eq!(reader.read_all().expect("one is there"), b"1\n");
+        let services = open(dir.path(), &state).services();
+        assert_eq!(services.iter().map(ServiceName::as_str).collect::<Vec<_>>(), ["b", "web"]);
     }
 
     #[test]

@@ -168,8 +168,15 @@ impl Renderer {
     pub fn seed(&mut self, file: &[u8]) {
         let Content::Format(format) = self.content else { return };
         let Installed { services, hosts } = format.read(&String::from_utf8_lossy(file));
-        self.shown = services;
+        self.shown.extend(services);
         self.hosts.seed(hosts);
+    }
+
+    /// Takes in the services that have files of their own, whatever is in these: somebody may have edited them.
+    pub fn seed_services(&mut self, services: BTreeSet<ServiceName>) {
+        if matches!(self.content, Content::Format(format) if format.is_of_one_service()) {
+            self.shown.extend(services);
+        }
     }
 
     /// Checks what can be checked before there is a roll: that a template can be read and parsed, and that a file has no
