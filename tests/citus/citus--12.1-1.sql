@@ -88,6 +88,16 @@ EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
         USING ERRCODE = 'connection_failure';
 END $$;
 
+-- Has a node know its group and all nodes. As with Citus, what it knows of the others stays when its node is removed.
+CREATE FUNCTION citus.sync_nodes_to(host text, port int, groupid int) RETURNS void LANGUAGE sql AS $$
+    SELECT citus.run_on(host, port, format(
+        'DELETE FROM pg_catalog.pg_dist_node;
+        INSERT INTO pg_catalog.pg_dist_node
+            SELECT * FROM json_populate_recordset(NULL::pg_catalog.pg_dist_node, %L);
+        UPDATE pg_catalog.pg_dist_local_group SET groupid = %s',
+        (SELECT json_agg(node) FROM pg_catalog.pg_dist_node node), groupid))
+$$;
+
 -- As long as a node that has metadata is not in sync, nothing can be propagated to it.
 CREATE FUNCTION citus.ensure_synced() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -112,9 +122,9 @@ BEGIN
     IF node.nodeid IS NULL THEN
         RAISE EXCEPTION 'node at "%:%" does not exist', $1, $2;
     END IF;
-    PERFORM citus.run_on($1, $2, format('UPDATE pg_catalog.pg_dist_local_group SET groupid = %s', node.groupid));
     UPDATE pg_catalog.pg_dist_node SET isactive = true, hasmetadata = true, metadatasynced = true
         WHERE nodeid = node.nodeid;
+    PERFORM citus.sync_nodes_to($1, $2, node.groupid);
     RETURN node.nodeid;
 END $$;
 REVOKE ALL ON FUNCTION pg_catalog.citus_activate_node(text, integer) FROM PUBLIC;
@@ -279,8 +289,7 @@ BEGIN
     FOR node IN SELECT * FROM pg_catalog.pg_dist_node
         WHERE hasmetadata AND NOT metadatasynced AND isactive AND noderole = 'primary' ORDER BY nodeid
     LOOP
-        PERFORM citus.run_on(node.nodename, node.nodeport,
-            format('UPDATE pg_catalog.pg_dist_local_group SET groupid = %s', node.groupid));
+        PERFORM citus.sync_nodes_to(node.nodename, node.nodeport, node.groupid);
         UPDATE pg_catalog.pg_dist_node SET metadatasynced = true WHERE nodeid = node.nodeid;
     END LOOP;
     RETURN true;

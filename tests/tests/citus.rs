@@ -238,6 +238,12 @@ fn an_empty_volume_a_copy_a_stranger_and_a_standby_are_refused_by_name() -> Resu
     let round = cluster.round(&mut program, &[first.clone(), row("w6", 22, standby.port())])?;
     assert!(only(&round.refusals).ends_with("it is a read-only standby"), "{round:?}");
     drop(standby);
+    // A coordinator is of group 0 as well, and being added as a worker would wipe its metadata.
+    other.sql(
+        "SELECT citus_set_coordinator_host('127.0.0.1'); SELECT citus_add_inactive_node('10.9.9.9', 5432)",
+    )?;
+    let round = cluster.round(&mut program, &[first.clone(), row("w9", 26, other.port())])?;
+    assert!(only(&round.refusals).contains("it has nodes or distributed tables of its own"), "{round:?}");
     other.sql("UPDATE pg_dist_local_group SET groupid = 3")?;
     let round = cluster.round(&mut program, &[first.clone(), row("w7", 23, other.port())])?;
     assert!(only(&round.refusals).contains("it is of group 3 of a cluster"), "{round:?}");

@@ -12,7 +12,7 @@ use rollcall_shared::{
     },
     process::error::one_line,
 };
-use tokio_postgres::types::Type;
+use tokio_postgres::types::FromSql;
 
 use super::{error::CitusError, libpq::Login, session::Session};
 use crate::roll::Row;
@@ -73,7 +73,7 @@ impl fmt::Display for Member {
 }
 
 /// What a worker says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Whose data it has.
     pub system: SystemId,
@@ -82,6 +82,11 @@ pub struct Identity {
     pub group: Option<i32>,
     /// Whether it is a standby.
     pub is_standby: bool,
+    /// Whether it knows other nodes than a coordinator, or tables that are distributed: in group 0, that is a coordinator,
+    /// or a worker whose node was removed. Adding one wipes what it knows of them.
+    pub has_metadata: bool,
+    /// The host and port of its cluster's coordinator, where its copy of the metadata has them.
+    pub coordinator: Option<(String, i32)>,
 }
 
 /// What came of asking a worker: who it is, or why it did not say, on one line.
@@ -103,6 +108,13 @@ async fn ask_now(login: &Login) -> Result<Identity, CitusError> {
     identity
 }
 
+/// Its group, whether it has metadata of more than a coordinator, and where its coordinator is.
+const GROUP: &str = "SELECT own.groupid::int4, \
+    EXISTS (SELECT FROM pg_catalog.pg_dist_node WHERE groupid <> 0) \
+    OR EXISTS (SELECT FROM pg_catalog.pg_dist_partition), first.nodename::text, first.nodeport::int4 \
+    FROM pg_catalog.pg_dist_local_group own \
+    LEFT JOIN pg_catalog.pg_dist_node first ON first.groupid = 0 AND first.noderole::text = 'primary'";
+
 /// Who the server of a session is.
 ///
 /// # Errors
@@ -118,12 +130,33 @@ pub async fn identity(session: &Session) -> Result<Identity, CitusError> {
         )
         .await?;
     let row = rows.first().ok_or_else(|| CitusError::Unfit(format!("{WHAT}: no answer")))?;
-    let (system, is_standby, has_citus): (i64, bool, bool) = (row.get(0), row.get(1), row.get(2));
-    let group = if has_citus {
-        let rows = session.query(WHAT, "SELECT groupid FROM pg_catalog.pg_dist_local_group", &[]).await?;
-        rows.first().filter(|row| *row.columns()[0].type_() == Type::INT4).map(|row| row.get(0))
-    } else {
-        None
+    let plain = |row| Some((get(row, 0)?, get(row, 1)?, get(row, 2)?));
+    let (system, is_standby, has_citus): (i64, bool, bool) = plain(row).ok_or_else(nonsense)?;
+    let mut identity = Identity {
+        system: SystemId(system),
+        group: None,
+        is_standby,
+        has_metadata: false,
+        coordinator: None,
     };
-    Ok(Identity { system: SystemId(system), group, is_standby })
+    if !has_citus {
+        return Ok(identity);
+    }
+    let rows = session.query(WHAT, GROUP, &[]).await?;
+    let Some(row) = rows.first() else { return Ok(identity) };
+    let plain = |row| Some((get(row, 0)?, get(row, 1)?, get(row, 2)?, get(row, 3)?));
+    let (group, has_metadata, host, port): (i32, bool, Option<String>, Option<i32>) =
+        plain(row).ok_or_else(nonsense)?;
+    (identity.group, identity.has_metadata) = (Some(group), has_metadata);
+    identity.coordinator = host.zip(port);
+    Ok(identity)
+}
+
+/// A column. Whoever is asked may be anybody, and answer with other types than were asked for.
+fn get<'r, T: FromSql<'r>>(row: &'r tokio_postgres::Row, at: usize) -> Option<T> {
+    row.try_get(at).ok()
+}
+
+fn nonsense() -> CitusError {
+    CitusError::Unfit("its answer makes no sense".to_owned())
 }

@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | is known | is its node's | nothing, or its new container is recorded |
 //! | is known | is another one | its node is moved, two that swap by way of names that nobody has |
-//! | is known, and has no node | | it is added again |
-//! | is unknown, of no group | is nobody's | it is added |
+//! | is known, and has no node | is nobody's | it is added again, unless it is another cluster's by now |
+//! | is unknown, of no group, without metadata | is nobody's | it is added |
 //! | is unknown, of that node's group | is that of a node made by hand | the node is adopted |
 //! | is anything else | | it is refused, and named |
 //!
@@ -377,7 +377,7 @@ impl Planner<'_> {
                 )),
                 Some((id, _)) if at.is_some_and(|(at, _)| at == id) => Verdict::Record(id, system),
                 Some((id, _)) => Verdict::Move(id, system),
-                None => self.add_or_refuse(system, at),
+                None => self.judge_without_node(identity, at),
             },
             (None, Some((id, node))) => self.judge_stranger_at(id, node, identity),
             (None, None) => match (self.namesake(&candidate.member), identity.group) {
@@ -385,6 +385,11 @@ impl Planner<'_> {
                     "it has system identifier {system}, and node {id}, which goes by this name, has {known}: its \
                      volume is empty or another one"
                 )),
+                (None, Some(0)) if identity.has_metadata => Verdict::Refuse(
+                    "it has nodes or distributed tables of its own, as another cluster's coordinator has, and adding it \
+                     would wipe them"
+                        .to_owned(),
+                ),
                 (None, Some(0)) => Verdict::Add(system),
                 (None, _) => Verdict::Refuse(format!(
                     "it is of group {} of a cluster, and no node is recorded with its system identifier {system}",
@@ -394,11 +399,26 @@ impl Planner<'_> {
         }
     }
 
-    fn add_or_refuse(&self, system: SystemId, at: Option<(NodeId, &Node)>) -> Verdict {
+    /// A worker that was recorded, and whose node was removed.
+    fn judge_without_node(&self, identity: &Identity, at: Option<(NodeId, &Node)>) -> Verdict {
         match at {
-            None => Verdict::Add(system),
-            Some((id, node)) => Verdict::Refuse(format!("its address is that of node {id} ({node})")),
+            // An operator has added it again.
+            Some((id, node)) => self.judge_stranger_at(id, node, identity),
+            None => match self.other_cluster(identity) {
+                Some(why) => Verdict::Refuse(why),
+                None => Verdict::Add(identity.system),
+            },
         }
+    }
+
+    /// Why a worker is another coordinator's, if it says so: groups are numbers that every cluster has.
+    fn other_cluster(&self, identity: &Identity) -> Option<String> {
+        let group = identity.group.filter(|group| *group != 0)?;
+        let (host, port) = identity.coordinator.as_ref()?;
+        let mut own = self.observed.nodes.values().filter(|node| node.is_of_coordinator());
+        let is_ours = own.any(|node| (&node.host, &node.port) == (host, port));
+        (!is_ours)
+            .then(|| format!("it is of group {group} of another cluster, whose coordinator is {host}:{port}"))
     }
 
     /// A worker that was never recorded, at the address of a node.
@@ -425,7 +445,7 @@ impl Planner<'_> {
                 node.group
             ));
         }
-        Verdict::Adopt(id, system)
+        self.other_cluster(identity).map_or(Verdict::Adopt(id, system), Verdict::Refuse)
     }
 
     /// The node whose container went by the same name.

@@ -60,8 +60,13 @@ fn observed(numbers: &[usize]) -> Observed {
     }
 }
 
+fn identity(number: usize, group: i32) -> Identity {
+    let (system, group) = (system(number), Some(group));
+    Identity { system, group, is_standby: false, has_metadata: group != Some(0), coordinator: None }
+}
+
 fn answer(observed: &mut Observed, row: &Row, number: usize, group: i32) {
-    let identity = Identity { system: system(number), group: Some(group), is_standby: false };
+    let identity = identity(number, group);
     observed.answers.insert(Candidate::of_row(row), Ok(identity));
 }
 
@@ -182,27 +187,36 @@ fn adding_waits_for_moves_for_the_metadata_and_for_the_coordinators_host() {
 #[test]
 fn whoever_is_not_what_it_should_be_is_refused_and_named() {
     let base = observed(&[1]);
-    let healthy = Identity { system: system(7), group: Some(0), is_standby: false };
+    let healthy = || identity(7, 0);
     for (row, answer, expected) in [
         (row(7), Err("no route".to_owned()), "it does not say who it is: no route"),
-        (row(7), Ok(Identity { is_standby: true, ..healthy }), "it is a read-only standby"),
-        (row(7), Ok(Identity { group: None, ..healthy }), "its database has no Citus: CREATE EXTENSION"),
-        (row(7), Ok(Identity { group: Some(2), ..healthy }), "it is of group 2 of a cluster, and no node is"),
-        (row(7), Ok(Identity { system: SystemId(99), ..healthy }), "it is the coordinator itself"),
+        (row(7), Ok(Identity { is_standby: true, ..healthy() }), "it is a read-only standby"),
+        (row(7), Ok(Identity { group: None, ..healthy() }), "its database has no Citus: CREATE EXTENSION"),
+        (
+            row(7),
+            Ok(Identity { group: Some(2), ..healthy() }),
+            "it is of group 2 of a cluster, and no node is",
+        ),
+        (
+            row(7),
+            Ok(Identity { has_metadata: true, ..healthy() }),
+            "it has nodes or distributed tables of its own",
+        ),
+        (row(7), Ok(Identity { system: SystemId(99), ..healthy() }), "it is the coordinator itself"),
         (
             renewed(1),
-            Ok(healthy),
+            Ok(healthy()),
             "it has system identifier 7, and node 1, whose address it has, has 1: its volume",
         ),
         (
             Row { endpoint: row(7).endpoint, ..renewed(1) },
-            Ok(healthy),
+            Ok(healthy()),
             "it has system identifier 7, and node 1, which goes by this name, has 1: its volume",
         ),
-        (moved(7, 1), Ok(healthy), "it has system identifier 7, and node 1, whose address it has, has 1"),
+        (moved(7, 1), Ok(healthy()), "it has system identifier 7, and node 1, whose address it has, has 1"),
         (
             moved(1, 7),
-            Ok(Identity { system: system(1), group: Some(5), ..healthy }),
+            Ok(Identity { system: system(1), group: Some(5), ..healthy() }),
             "it says that it is of group 5, and its node 1 is of group 1",
         ),
     ] {
@@ -266,6 +280,41 @@ fn a_node_made_by_hand_is_left_alone_or_adopted_where_its_worker_proves_to_be_ou
     // Before Citus 11, a worker need not have the metadata, and then never learns its group.
     observed.nodes.get_mut(&2).expect("it is there").has_metadata = false;
     assert_eq!(planned(&[row(1), row(2)], &observed).steps.len(), 1);
+}
+
+#[test]
+fn a_worker_of_another_cluster_is_not_taken_for_one_of_ours_that_has_its_group() {
+    let of = |host: &str| Identity { coordinator: Some((host.to_owned(), 8001)), ..identity(2, 2) };
+    // At the address of a node that was made by hand, and one whose node was removed.
+    let mut by_hand = observed(&[1, 2]);
+    by_hand.known.remove(&system(2));
+    let mut removed = observed(&[1, 2]);
+    removed.nodes.remove(&2);
+    for (mut observed, expected) in [
+        (by_hand, "record that node 2 is worker h1/citus-2 with system identifier 2"),
+        (removed, "add worker h1/citus-2 at 10.0.0.2:8002"),
+    ] {
+        observed.answers.insert(Candidate::of_row(&row(2)), Ok(of("10.8.8.8")));
+        let plan = planned(&[row(1), row(2)], &observed);
+        assert_eq!(plan.steps, []);
+        let refusal = only(&plan.refusals);
+        assert!(
+            refusal.ends_with("group 2 of another cluster, whose coordinator is 10.8.8.8:8001"),
+            "{refusal}"
+        );
+        observed.answers.insert(Candidate::of_row(&row(2)), Ok(of("10.9.9.9")));
+        assert_eq!(steps(&planned(&[row(1), row(2)], &observed)), [expected]);
+    }
+}
+
+#[test]
+fn a_node_that_an_operator_removed_and_added_again_is_adopted() {
+    let mut observed = observed(&[1, 2]);
+    let again = Node { group: 7, ..observed.nodes.remove(&2).expect("it is there") };
+    observed.nodes.insert(7, again);
+    answer(&mut observed, &row(2), 2, 7);
+    let plan = planned(&[row(1), row(2)], &observed);
+    assert_eq!(steps(&plan), ["record that node 7 is worker h1/citus-2 with system identifier 2"]);
 }
 
 #[test]
