@@ -56,11 +56,15 @@ pub struct Target {
     backoff: Backoff,
     /// Why what was applied last does not work, if it does not.
     unverified: Option<String>,
+    /// What the sink cannot have of what was applied last, if there is any.
+    refused: Option<String>,
     /// The program behind the sink is asked whether it has what was applied.
     reading: Option<ReadBack>,
     /// When to ask it again.
     read_at: Option<Instant>,
     read_backoff: Backoff,
+    /// Whether it has said of what was written last that it has it.
+    is_read: bool,
     stop: CancellationToken,
     reporter: Reporter,
 }
@@ -94,10 +98,12 @@ const MAX_STARTED: usize = 10_000;
 const REMEMBER_DELAY: Duration = Duration::from_secs(1);
 /// How soon what could not be remembered is tried again.
 const REMEMBER_RETRY_DELAY: Duration = Duration::from_secs(30);
-/// How soon a single run looks again whether a program has what it could not have before.
-const ONCE_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// How long nodes may take to say which receivers they have, before a single run ends.
 const RECEIVERS_DELAY: Duration = Duration::from_secs(1);
+/// Why a target is not synced until the program behind it has answered.
+const UNANSWERED: &str = "the program has not said yet whether it has it";
+/// How often a single run looks whether a reload has brought what could not be had without.
+const REFUSED_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Describes the metrics of targets.
 pub fn describe_metrics() {
@@ -170,9 +176,11 @@ impl Target {
             remember_at: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
             unverified: None,
+            refused: None,
             reading: None,
             read_at: None,
             read_backoff: Backoff::new(Duration::from_millis(20), Duration::from_secs(5)),
+            is_read: false,
             stop: CancellationToken::new(),
             reporter,
         }
@@ -233,25 +241,8 @@ impl Target {
     /// # Errors
     /// Why the target is not as the roll calls for.
     pub async fn once(&mut self, wait: Duration) -> Result<(), TargetError> {
-        let until = Instant::now() + wait;
-        loop {
-            self.apply_once(until).await?;
-            match self.reporter.refusal().filter(|_| self.unverified.is_none()) {
-                None => break,
-                Some(reason) if Instant::now() + ONCE_RETRY_DELAY > until => {
-                    return Err(TargetError::NotApplied(reason.to_owned()));
-                }
-                Some(_) => tokio::time::sleep(ONCE_RETRY_DELAY).await,
-            }
-        }
-        self.remember().await;
-        self.read_until(until).await?;
-        self.unverified.take().map_or(Ok(()), |reason| Err(TargetError::NotApplied(reason)))
-    }
-
-    async fn apply_once(&mut self, until: Instant) -> Result<(), TargetError> {
-        let wait = until.saturating_duration_since(Instant::now());
         self.turn().await?;
+        let until = Instant::now() + wait;
         let settled_at = Instant::now() + RECEIVERS_DELAY;
         let was_complete = self.is_acked();
         let notifies = self.notifier.is_some() && !self.is_quiet;
@@ -264,7 +255,26 @@ impl Target {
                 Err(_) => return Err(TargetError::NotAcked { waited: wait }),
             }
         }
-        Ok(())
+        self.remember().await;
+        if notifies {
+            self.look_until_had(until).await;
+        }
+        self.read_until(until).await?;
+        let failure = self.unverified.take().or_else(|| self.refused.take());
+        failure.map_or(Ok(()), |reason| Err(TargetError::NotApplied(reason)))
+    }
+
+    /// What the sink could not have may be there now that everybody has taken the change, such as after a reload: looks
+    /// until it is.
+    async fn look_until_had(&mut self, until: Instant) {
+        while self.refused.is_some() {
+            // A program that starts anew may not answer at once.
+            let _ = self.turn().await;
+            if Instant::now() >= until {
+                break;
+            }
+            tokio::time::sleep(REFUSED_INTERVAL).await;
+        }
     }
 
     /// Waits until the program behind the sink has what was applied.
@@ -321,6 +331,8 @@ impl Target {
                 let (instances, now) = (content.instances, Instant::now());
                 self.pacer.reloaded(now);
                 self.remember_at = Some(now + REMEMBER_DELAY);
+                // What is under way is about what was.
+                (self.reading, self.read_at, self.is_read) = (None, None, false);
                 self.take(content).await;
                 self.count("rollcall_consumer_installs_total");
                 let name = self.name.to_string();
@@ -359,6 +371,10 @@ impl Target {
         metrics::gauge!("rollcall_consumer_instances", "target" => self.name.to_string())
             .set(instances as f64);
         self.reporter.has(instances, self.is_taken());
+        if self.is_taken() {
+            self.await_answer();
+        }
+        self.refused = Some(refused.join("; ")).filter(|reasons| !reasons.is_empty());
         self.reporter.set(match (refused.is_empty(), held.is_empty()) {
             (true, true) => Standing::Good(notes),
             (true, false) => Standing::Held([held, notes].concat().join("; ")),
@@ -395,6 +411,13 @@ impl Target {
         self.begin_reading();
     }
 
+    /// Has the target count as stale until the program behind the sink has said that it has what was written.
+    fn await_answer(&mut self) {
+        if !self.is_read && self.reporter.unread_reason().is_none() && self.sink.read_back().is_some() {
+            self.reporter.unread(Some(UNANSWERED.to_owned()));
+        }
+    }
+
     /// Asks the program behind the sink whether it has what was applied. A question that is under way is about what was.
     fn begin_reading(&mut self) {
         self.read_at = None;
@@ -408,6 +431,7 @@ impl Target {
             self.read_at = Some(Instant::now() + self.read_backoff.next_delay());
             self.reporter.unread(Some(reason));
         } else {
+            self.is_read = true;
             self.reporter.unread(None);
         }
     }
@@ -444,6 +468,7 @@ impl Target {
         if is_complete && !was_complete {
             self.acked(generation);
             self.remember().await;
+            self.await_answer();
             self.reporter.taken();
             self.settle().await;
         }
@@ -505,13 +530,19 @@ async fn next_notification(notifier: &mut Option<NotifierHandle>) -> Option<Noti
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use async_trait::async_trait;
+    use rollcall_shared::process::readiness::Readiness;
+
     use super::*;
     use crate::{
         roll::Select,
-        target::{loss_guard::GuardSettings, pacer::PaceSettings},
+        target::{
+            loss_guard::GuardSettings,
+            pacer::PaceSettings,
+            status::{Board, State},
+        },
         testing,
     };
-    use async_trait::async_trait;
 
     /// Applies nothing, and counts how often it was asked to.
     #[derive(Debug, Default, Clone)]
@@ -527,6 +558,111 @@ mod tests {
         async fn remember(&mut self, _: Option<(Generation, Acked)>) -> Result<(), SinkError> {
             Ok(())
         }
+    }
+
+    /// Has this to say, one after another, and the last of it again and again.
+    #[derive(Debug)]
+    struct Scripted {
+        refused: Vec<&'static str>,
+        /// Whether somebody is to be notified.
+        is_quiet: bool,
+        /// How long the program behind takes to say that it has it.
+        answers_in: Option<Duration>,
+    }
+
+    #[async_trait]
+    impl Sink for Scripted {
+        async fn apply(&mut self, _: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
+            let refused = self.refused[0];
+            if self.refused.len() > 1 {
+                self.refused.remove(0);
+            }
+            Ok(Applied::Unchanged(Content {
+                generation: Generation(1),
+                acked: None,
+                instances: 1,
+                held: vec![],
+                refused: Some(refused.to_owned()).filter(|reason| !reason.is_empty()).into_iter().collect(),
+                notes: vec![],
+                started: vec![],
+                is_quiet: self.is_quiet,
+                look_again: None,
+            }))
+        }
+
+        fn read_back(&self) -> Option<ReadBack> {
+            let delay = self.answers_in?;
+            Some(ReadBack::new(async move {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            }))
+        }
+
+        async fn remember(&mut self, _: Option<(Generation, Acked)>) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    /// A target, and its selection.
+    fn target(
+        sink: Scripted,
+        notifier: Option<NotifierHandle>,
+        board: &Board,
+    ) -> (Target, watch::Sender<Selection>) {
+        let selection =
+            watch::Sender::new(Selection::new(Select::default().into(), GuardSettings::default()));
+        let name = testing::target_name("web");
+        let reporter = Reporter::new(Readiness::default().part("target web"), board.entry(name.clone()));
+        let (pacer, reconcile) = (Pacer::new(PaceSettings::none()), Duration::from_secs(300));
+        let receiver = selection.subscribe();
+        (Target::new(name, receiver, Box::new(sink), pacer, reconcile, notifier, reporter), selection)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_single_run_fails_for_what_the_sink_cannot_have() {
+        let sink = Scripted { refused: vec!["no place for it"], is_quiet: true, answers_in: None };
+        let done = target(sink, None, &Board::default()).0.once(Duration::from_secs(10)).await;
+        assert_eq!(done.expect_err("it is refused").to_string(), "no place for it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_single_run_looks_whether_a_reload_has_brought_what_was_refused() {
+        let wait = Duration::from_secs(10);
+        for (refused, expected) in [(vec!["new", "new", ""], true), (vec!["new"], false)] {
+            let (orders, mut ordered) = watch::channel(None::<Order>);
+            let (notifications, notified) = watch::channel(None);
+            let notifier = NotifierHandle { orders, notifications: notified };
+            tokio::spawn(async move {
+                while ordered.changed().await.is_ok() {
+                    let Some(order) = ordered.borrow_and_update().clone() else { continue };
+                    let receivers = Acked::default().receivers;
+                    let taken = Notification { generation: order.generation, is_complete: true, receivers };
+                    notifications.send_replace(Some(taken));
+                }
+            });
+            let sink = Scripted { refused, is_quiet: false, answers_in: None };
+            let done = target(sink, Some(notifier), &Board::default()).0.once(wait).await;
+            assert_eq!(done.is_ok(), expected, "{done:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_does_not_answer_is_not_synced_with() {
+        let (minute, board) = (Some(Duration::from_secs(60)), Board::default());
+        let sink = || Scripted { refused: vec![""], is_quiet: true, answers_in: minute };
+        let done = target(sink(), None, &board).0.once(Duration::from_secs(10)).await;
+        assert_eq!(done.expect_err("it was not read back").to_string(), UNANSWERED);
+        let stop = CancellationToken::new();
+        let (target, selection) = target(sink(), None, &board);
+        selection.send_modify(|_| {});
+        let state = || board.all().into_values().next().map(|web| web.state);
+        let running = tokio::spawn(target.run(stop.clone()));
+        for (passed, expected) in [(59, State::Stale), (2, State::Synced)] {
+            tokio::time::sleep(Duration::from_secs(passed)).await;
+            assert_eq!(state(), Some(expected));
+        }
+        stop.cancel();
+        running.await.expect("no panic");
     }
 
     #[tokio::test(start_paused = true)]
