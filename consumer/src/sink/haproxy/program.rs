@@ -34,6 +34,43 @@ pub struct HaproxyProgram {
     config: RuntimeConfig,
     socket: Socket,
     memory: Memory,
+    known: Known,
+    /// When to ask again who answers.
+    ask_at: Instant,
+}
+
+/// Which process the sink is known to have dealt with: another one is news.
+#[derive(Debug, Default)]
+struct Known {
+    /// The process that answered when everything was compared last; `None` where nobody did.
+    process: Option<Info>,
+    /// Whether another one has answered since, to a question about some services only.
+    is_missed: bool,
+    /// How often in a row nobody has answered since.
+    misses: usize,
+}
+
+impl Known {
+    /// Somebody has answered, or nobody has: whether the sink is to look for itself.
+    fn is_news(&mut self, who: Option<Info>) -> bool {
+        match (&self.process, who) {
+            // It is about to end: its successor is waited for.
+            (_, Some(info)) if info.is_stopping => false,
+            (None, Some(_)) => true,
+            (Some(process), Some(info)) => {
+                let is_other = info.is_other(process);
+                if !is_other {
+                    (self.process, self.misses) = (Some(info), 0);
+                }
+                is_other
+            }
+            (None, None) => false,
+            (Some(_), None) => {
+                self.misses += 1;
+                self.misses >= MISSES
+            }
+        }
+    }
 }
 
 /// What HAProxy is asked with to learn whether it lets us change anything: it names no server, so nothing is changed.
@@ -42,6 +79,8 @@ const MAY_CHANGE: &str = "set server -";
 const MANY: usize = 64;
 /// How often HAProxy is asked whether it is still the same process.
 const POLL: Duration = Duration::from_secs(1);
+/// How often in a row nobody answers until the sink is to see for itself: a reload may take a moment.
+const MISSES: usize = 2;
 /// The oldest version with all that is asked for.
 const OLDEST: (u32, u32) = (2, 2);
 
@@ -73,7 +112,8 @@ impl HaproxyProgram {
     /// The program that listens on the socket.
     pub fn new(config: RuntimeConfig) -> Self {
         let socket = Socket::new(config.socket.clone());
-        Self { config, socket, memory: Memory::default() }
+        let (memory, known) = (Memory::default(), Known::default());
+        Self { config, socket, memory, known, ask_at: Instant::now() }
     }
 
     async fn read(&mut self, scope: &Scope) -> Result<Observed, HaproxyError> {
@@ -85,9 +125,18 @@ impl HaproxyProgram {
             }
             None => commands.extend(["show backend", "show servers state"].map(str::to_owned)),
         }
+        if *scope == Scope::All {
+            // Nobody, unless somebody answers.
+            self.known = Known::default();
+        }
         let answers = self.socket.ask(&commands).await?;
+        if let (Scope::All, Ok(info)) = (scope, Info::parse(&answers[0])) {
+            // One that lets nothing be changed is tried again with backoff, and not because it answers.
+            self.known.process = Some(info);
+        }
         let info = self.check(&answers[0], &answers[1])?;
         if self.memory.meet(&info) {
+            self.known.is_missed |= *scope != Scope::All;
             info!(version = %info.version, pid = info.pid, socket = %self.socket.path(), "HAProxy answers");
         }
         let (names, states) = match asked {
@@ -252,17 +301,116 @@ impl Program for HaproxyProgram {
 
     /// Asks each second who answers: `show info` costs HAProxy less than 0.1 ms. A process is another one by its ID, or
     /// where it runs for less time than before, as process IDs are all alike in containers. One that could not be
-    /// observed yet is another one as soon as it answers.
+    /// observed yet is another one as soon as it answers, and nobody is another one after a while.
     async fn restarted(&mut self) {
-        let mut last = self.memory.process.clone();
-        loop {
-            time::sleep(POLL).await;
-            match self.who().await {
-                Ok(info) if info.is_stopping => {}
-                Ok(info) if last.as_ref().is_none_or(|last| info.is_other(last)) => return,
-                Ok(info) => last = Some(info),
-                Err(error) => debug!(error = %one_line(&error), "HAProxy does not say who it is"),
+        while !self.known.is_missed {
+            // Whoever is interrupted again and again still asks.
+            time::sleep_until(self.ask_at).await;
+            let who = self.who().await;
+            self.ask_at = Instant::now() + POLL;
+            if let Err(error) = &who {
+                debug!(error = %one_line(error), "HAProxy does not say who it is");
+            }
+            if self.known.is_news(who.ok()) {
+                return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+        task::JoinHandle,
+    };
+
+    use super::*;
+    use crate::sink::haproxy::settings::RawRuntime;
+
+    /// Answers as a HAProxy without backends does, which has this process ID.
+    fn answer(socket: &std::path::Path, pid: u32, may_change: &'static str) -> JoinHandle<()> {
+        let _ = std::fs::remove_file(socket);
+        let listener = UnixListener::bind(socket).expect("a socket");
+        let info = format!("Name: HAProxy\nVersion: 2.8.1\nPid: {pid}\nUptime_sec: 60\nStopping: 0\n");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut asked = vec![0; 4096];
+                let length = stream.read(&mut asked).await.unwrap_or_default();
+                let text = String::from_utf8_lossy(&asked[..length]).into_owned();
+                let mut answers = String::from("\n> ");
+                for command in text.lines().skip(1).filter(|command| *command != "quit") {
+                    answers += match command {
+                        "show info" => &info,
+                        MAY_CHANGE => may_change,
+                        "show backend" => "# name\n",
+                        "show servers state" => "1\n# be_id be_name\n",
+                        _ => "Can't find backend.\n",
+                    };
+                    answers += "\n> ";
+                }
+                let _ = stream.write_all(answers.as_bytes()).await;
+            }
+        })
+    }
+
+    fn program() -> (HaproxyProgram, TempDir) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let text = format!("socket = {:?}", dir.path().join("sock"));
+        let raw: RawRuntime = ::toml::from_str(&text).expect("a table");
+        (HaproxyProgram::new(raw.parse().expect("settings")), dir)
+    }
+
+    /// Whether it notices within some seconds that it has to look for itself.
+    async fn notices(program: &mut HaproxyProgram) -> bool {
+        time::timeout(POLL * 5 / 2, program.restarted()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_process_that_goes_or_comes_is_noticed_once() {
+        let (mut program, dir) = program();
+        let socket = dir.path().join("sock");
+        program.observe(&Scope::All).await.expect_err("nobody answers");
+        assert!(!notices(&mut program).await, "it is known");
+        let first = answer(&socket, 1, "Permission denied\n");
+        assert!(notices(&mut program).await, "somebody answers");
+        program.observe(&Scope::All).await.expect_err("it lets nothing be changed");
+        assert!(!notices(&mut program).await, "it still does not, and is tried with backoff");
+        first.abort();
+        let second = answer(&socket, 2, "");
+        assert!(notices(&mut program).await, "it is another one");
+        program.observe(&Scope::All).await.expect("it answers");
+        assert!(!notices(&mut program).await);
+        second.abort();
+        assert!(notices(&mut program).await, "nobody answers any more");
+        program.observe(&Scope::All).await.expect_err("nobody answers");
+        assert!(!notices(&mut program).await, "it is known");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_answers_for_one_service_first_is_noticed_all_the_same() {
+        let (mut program, dir) = program();
+        let socket = dir.path().join("sock");
+        let first = answer(&socket, 1, "");
+        program.observe(&Scope::All).await.expect("it answers");
+        first.abort();
+        let _second = answer(&socket, 2, "");
+        let only = Scope::Services(["web".parse().expect("a name")].into());
+        program.observe(&only).await.expect("it answers");
+        assert!(notices(&mut program).await, "nothing else was compared");
+        program.observe(&Scope::All).await.expect("it answers");
+        assert!(!notices(&mut program).await);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_goes_is_noticed_however_often_the_wait_is_interrupted() {
+        let (mut program, dir) = program();
+        let first = answer(&dir.path().join("sock"), 1, "");
+        program.observe(&Scope::All).await.expect("it answers");
+        first.abort();
+        let interrupted = async { while time::timeout(POLL / 5, program.restarted()).await.is_err() {} };
+        time::timeout(POLL * 4, interrupted).await.expect("it is noticed");
     }
 }
