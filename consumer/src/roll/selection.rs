@@ -752,7 +752,7 @@ mod tests {
                 let (changed, gone) = difference(&followed, &last, now);
                 prop_assert_eq!(changed, missing(&next, &last));
                 let kept: BTreeMap<_, _> = last.into_iter().filter(|(service, _)| !gone.contains(service)).collect();
-                prop_assert!(kept.keys().eq(kept.keys().filter(|service| next.contains_key(service))));
+                prop_assert!(kept.keys().eq(kept.keys().filter(|service| next.contains_key(*service))));
                 prop_assert!(gone.iter().all(|service| !next.contains_key(service)));
                 last = next;
             }

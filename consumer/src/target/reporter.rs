@@ -80,14 +80,6 @@ impl Reporter {
         self.unread.as_ref().map(|unread| unread.reason.as_str())
     }
 
-    /// Why the last selection could not be applied as a whole, if it could not.
-    pub fn refusal(&self) -> Option<&str> {
-        match &self.standing {
-            Some(Standing::Failed(reason)) => Some(reason),
-            Some(Standing::Good(_) | Standing::Held(_)) | None => None,
-        }
-    }
-
     fn report(&self) {
         let (state, reason) = self.state();
         self.entry.set(state, reason, self.instances);
