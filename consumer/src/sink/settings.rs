@@ -1,6 +1,9 @@
 //! What a target writes to, by its settings.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 use rollcall_shared::{model::name::TargetName, process::setting::SettingError};
@@ -136,7 +139,7 @@ impl SinkConfig {
         match (self, other) {
             (SinkConfig::Haproxy(ours), SinkConfig::Haproxy(theirs)) => {
                 let (socket, expected) = (&ours.runtime.socket, "a socket that no other target has");
-                (*socket == theirs.runtime.socket)
+                (resolved(socket) == resolved(&theirs.runtime.socket))
                     .then(|| SettingError::new("runtime.socket", socket.display(), expected))
             }
             (SinkConfig::Citus(ours), SinkConfig::Citus(theirs)) => {
@@ -147,6 +150,14 @@ impl SinkConfig {
             _ => None,
         }
     }
+}
+
+/// The path without links such as /var/run, as far as there are folders: one socket is not to count as two.
+fn resolved(socket: &Path) -> PathBuf {
+    let whole = fs::canonicalize(socket).ok();
+    let in_its_folder =
+        || Some(fs::canonicalize(socket.parent()?).ok()?.join(socket.file_name().unwrap_or_default()));
+    whole.or_else(in_its_folder).unwrap_or_else(|| socket.to_owned())
 }
 
 /// Where it writes to, for people.
@@ -227,8 +238,6 @@ fn haproxy(file: RawFile, runtime: RawRuntime) -> Result<SinkConfig, SettingErro
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use rollcall_shared::process::error::one_line;
 
     use super::*;
@@ -287,6 +296,25 @@ mod tests {
         ] {
             let error = targets(&text).map(drop).expect_err(&text);
             assert!(error.contains(expected), "{error}\n{expected}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_two_paths_lead_to_is_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (run, link) = (dir.path().join("run"), dir.path().join("var-run"));
+        fs::create_dir(&run).expect("a folder");
+        std::os::unix::fs::symlink(&run, &link).expect("a link");
+        let at = |name: &str, folder: &Path| {
+            let target =
+                HAPROXY.replace("\"h\"", &format!("{name:?}")).replace("/h.cfg", &format!("/{name}.cfg"));
+            target.replace("/run/h.sock", &folder.join("h.sock").display().to_string())
+        };
+        // Nobody listens there yet, and then somebody does.
+        for _ in 0..2 {
+            let error = targets(&(at("h", &run) + &at("i", &link))).map(drop).expect_err("it is one socket");
+            assert!(error.contains("expected a socket that no other target has"), "{error}");
+            fs::write(run.join("h.sock"), "").expect("a file");
         }
     }
 }
