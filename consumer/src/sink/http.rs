@@ -13,9 +13,9 @@ use super::{
     Applied, Content, Sink, SinkError,
     file::{
         notes,
-        render::{Content as RenderContent, Format, RenderSettings, Rendered, Renderer},
+        render::{Changes, Content as RenderContent, Format, RenderSettings, Rendered, Renderer},
     },
-    intake::{Intake, Taken},
+    intake::Intake,
 };
 use crate::{
     config::TargetConfig,
@@ -114,13 +114,10 @@ impl HttpSink {
     /// Renders on another thread, as a template may take its time.
     async fn render(
         &mut self,
-        taken: &Taken,
-        selection: &watch::Receiver<Selection>,
+        mut renderer: Renderer,
+        changes: Changes,
         now: Instant,
     ) -> Result<Rendered, SinkError> {
-        let mut renderer = self.renderer.take().unwrap_or_else(|| self.config.renderer(&self.target));
-        renderer.look_again(now);
-        let changes = renderer.changes(&selection.borrow(), &taken.verdict);
         let rendering = tokio::task::spawn_blocking(move || (renderer.render(changes, now), renderer));
         let (rendered, renderer) = rendering.await?;
         // One that failed in the middle starts anew.
@@ -141,11 +138,20 @@ impl HttpSink {
 impl Sink for HttpSink {
     async fn apply(&mut self, selection: &watch::Receiver<Selection>) -> Result<Applied, SinkError> {
         let now = Instant::now();
-        let taken = self.intake.take(&selection.borrow(), now);
+        let mut renderer = self.renderer.take().unwrap_or_else(|| self.config.renderer(&self.target));
+        renderer.look_again(now);
+        // At one moment: what is lost after the verdict is not held by it.
+        let (taken, changes) = {
+            let selection = selection.borrow();
+            let taken = self.intake.take(&selection, now);
+            let changes = renderer.changes(&selection, &taken.verdict);
+            (taken, changes)
+        };
         if let Some(Hold { until, reason }) = taken.verdict.floor {
+            self.renderer = Some(renderer);
             return Ok(self.hold(until, reason));
         }
-        let rendered = self.render(&taken, selection, now).await?;
+        let rendered = self.render(renderer, changes, now).await?;
         if let Some(reason) = taken.mismatch.as_ref().filter(|_| rendered.instances == 0) {
             return Ok(self.hold(None, notes::unmatched(reason)));
         }
