@@ -94,12 +94,10 @@ impl HaproxySink {
         };
         let mut content = Content {
             refused: [file.refused, runtime.refused].concat(),
-            notes: [file.notes, runtime.notes].concat(),
+            notes: together(file.notes, runtime.notes),
             look_again: [file.look_again, runtime.look_again].into_iter().flatten().min(),
             ..file
         };
-        // Each of the two tells of what a service keeps.
-        content.notes.dedup();
         self.ask_reload(&mut content, reloads);
         if is_written { Applied::Written(content) } else { Applied::Unchanged(content) }
     }
@@ -138,5 +136,29 @@ impl HaproxySink {
         if !reloads.is_empty() {
             content.refused.push(format!("{who}: {}", reloads.join("; ")));
         }
+    }
+}
+
+/// What both tell, each line once: both tell of what a service keeps.
+fn together(mut file: Vec<String>, runtime: Vec<String>) -> Vec<String> {
+    for note in runtime {
+        if !file.contains(&note) {
+            file.push(note);
+        }
+    }
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_file_and_socket_both_tell_is_told_once() {
+        let notes = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(
+            together(notes("kept-a kept-b left-out"), notes("kept-a kept-b by-hand")),
+            notes("kept-a kept-b left-out by-hand")
+        );
     }
 }
