@@ -633,3 +633,32 @@ async fn one_change_costs_the_same_among_many_backends() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test]
+async fn whatever_address_a_stranger_registers_is_taken_and_keeps_nobody_out() -> Result<()> {
+    const ADDRESSES: [&str; 8] = [
+        "::ffff:10.0.0.1",
+        "::ffff:0.0.0.0",
+        "fe80::1",
+        "::10.0.0.1",
+        "::1",
+        "0.1.2.3",
+        "127.255.255.255",
+        "64:ff9b::1.2.3.4",
+    ];
+    on_each(async |version, dir| {
+        let (text, _) = config(&[("web", ""), ("3", ""), ("_.-", "")])?;
+        let haproxy = Haproxy::start(version, dir, &text)?;
+        let mut program = program(&haproxy.socket(), "")?;
+        for (place, address) in ADDRESSES.iter().enumerate() {
+            for service in ["web", "3", "_.-"] {
+                let at = SocketAddr::new(address.parse()?, 65535);
+                let stranger = with(&row(place + 2, service, at)?, |instance| instance.weight = u16::MAX);
+                let rows = [stranger, row(place + 100, service, at)?, row(1, "web", "127.0.0.1:9".parse()?)?];
+                round(&mut program, &all(&rows)).await.with_context(|| format!("{service} at {at}"))?;
+            }
+        }
+        Ok(())
+    })
+    .await
+}
