@@ -172,13 +172,14 @@ pub async fn preview<P: Program>(
     let observed = program.observe(&desired.scope).await?;
     let Plan { steps, refusals, notes, reloads, look_again: _ } = program.plan(&desired, &observed);
     refusals.into_iter().chain(notes).for_each(&mut *say);
+    let has_to_reload = !reloads.is_empty();
     reloads.into_iter().for_each(|reason| say(format!("has to reload: {reason}")));
     if let Some(reason) = mismatch.filter(|_| !steps.is_empty()) {
         say(format!("stays as it is: {}", notes::unmatched(&reason)));
         return Ok(Outcome::Same);
     }
     steps.iter().for_each(|step| say(step.to_string()));
-    Ok(if steps.is_empty() { Outcome::Same } else { Outcome::Changed })
+    Ok(if steps.is_empty() && !has_to_reload { Outcome::Same } else { Outcome::Changed })
 }
 
 /// What the program should have, and which versions of the rows that is.

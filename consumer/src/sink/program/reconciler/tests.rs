@@ -26,6 +26,8 @@ struct Inside {
     forgets: bool,
     /// Whether it refuses steps.
     refuses: bool,
+    /// What it can have only by a reload.
+    reloads: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -76,7 +78,7 @@ impl Program for Table {
             let wanted = wanted.get(service).cloned().unwrap_or_default();
             steps.extend(has.difference(&wanted).map(|one| Step::Remove(service.clone(), one.clone())));
         }
-        Plan { steps, ..Plan::default() }
+        Plan { steps, reloads: self.inside().reloads.clone(), ..Plan::default() }
     }
 
     async fn apply(&mut self, step: &Step) -> Result<(), SinkError> {
@@ -227,4 +229,17 @@ async fn a_selection_that_has_never_matched_empties_no_program() {
     let Ok(Applied::Held { reason, .. }) = scene.apply().await else { panic!("it is held") };
     assert!(reason.starts_with("nothing has matched yet"), "{reason}");
     assert_eq!(scene.has("web"), ["10.9.9.9:80"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_is_needed_is_a_change_to_a_dry_run() {
+    let mut scene = scene(&[(1, "web")]);
+    scene.apply().await.expect("it takes it");
+    let target = RawTarget::json("web", "/x").parse().expect("a target");
+    for (reloads, expected) in [(vec![], Outcome::Same), (vec!["web is new".to_owned()], Outcome::Changed)] {
+        scene.table.inside().reloads = reloads;
+        let (mut program, selection, mut said) = (scene.table.clone(), scene.selection.subscribe(), vec![]);
+        let shown = preview(&mut program, &target, &selection, true, &mut |line| said.push(line)).await;
+        assert_eq!(shown.expect("it answers"), expected, "{said:?}");
+    }
 }
