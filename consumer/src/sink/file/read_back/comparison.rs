@@ -22,6 +22,13 @@ impl Listing {
         self.0.is_empty()
     }
 
+    /// Wants no more what was not found, where so many things may be there that are not shown.
+    pub fn forgive(&mut self, found: &Self, hidden: usize) {
+        if self.0.keys().filter(|name| !found.0.contains_key(*name)).count() <= hidden {
+            self.0.retain(|name, _| found.0.contains_key(name));
+        }
+    }
+
     /// How what was found differs from this, on one line; `None` where it does not.
     pub fn difference(&self, found: &Self) -> Option<String> {
         let missing = self.0.keys().filter(|name| !found.0.contains_key(*name));

@@ -41,6 +41,19 @@ struct Data {
     /// null where there are none.
     #[serde(default)]
     dropped_targets: Option<Vec<Target>>,
+    /// How many each job drops, since 2.47; more than are shown where keep_dropped_targets bounds that.
+    #[serde(default)]
+    dropped_target_counts: Option<BTreeMap<String, usize>>,
+}
+
+impl Data {
+    /// How many targets are there that are not shown.
+    fn hidden(&self, job: Option<&str>) -> usize {
+        let counts = self.dropped_target_counts.iter().flatten();
+        let counts = counts.filter(|(name, _)| job.is_none_or(|job| job == name.as_str()));
+        let shown = self.dropped_targets.iter().flatten().filter(|target| target.is_of(job));
+        counts.map(|(_, count)| count).sum::<usize>().saturating_sub(shown.count())
+    }
 }
 
 #[derive(Deserialize)]
@@ -52,6 +65,13 @@ struct Target {
     scrape_pool: Option<String>,
 }
 
+impl Target {
+    fn is_of(&self, job: Option<&str>) -> bool {
+        let found = self.scrape_pool.as_ref().or(self.discovered_labels.get("job"));
+        job.is_none_or(|job| found.is_some_and(|found| found == job))
+    }
+}
+
 /// Compares what is installed with the targets of the job or, where none is named, with all that are Rollcall's.
 pub(super) fn compare(installed: &[u8], answer: &[u8], job: Option<&str>) -> Result<(), Mismatch> {
     let groups: Vec<Group> = serde_json::from_slice(installed).map_err(Mismatch::Installed)?;
@@ -61,16 +81,14 @@ pub(super) fn compare(installed: &[u8], answer: &[u8], job: Option<&str>) -> Res
         targets.iter().for_each(|target| desired.add(name(target, labels), state(labels)));
     }
     let targets = data.active_targets.iter().chain(data.dropped_targets.iter().flatten());
-    for Target { discovered_labels: labels, scrape_pool } in targets {
-        let is_meant = match job {
-            Some(job) => scrape_pool.as_ref().or(labels.get("job")).is_some_and(|found| found == job),
-            None => labels.contains_key(OURS),
-        };
-        if is_meant {
+    for target in targets {
+        let labels = &target.discovered_labels;
+        if target.is_of(job) && (job.is_some() || labels.contains_key(OURS)) {
             let address = labels.get("__address__").map_or("", String::as_str);
             found.add(name(address, labels), state(labels));
         }
     }
+    desired.forgive(&found, data.hidden(job));
     desired.difference(&found).map_or(Ok(()), |difference| Err(Mismatch::Differs(difference)))
 }
 

@@ -255,6 +255,16 @@ fn prometheus_has_the_targets_that_it_scrapes_and_those_that_it_drops() {
     // Relabelling may make one of two that have one address.
     assert_eq!(compared(&any, answer(from_ref(&a), from_ref(&b))), Ok(()));
     assert_eq!(compared(&any, answer(from_ref(&a), &[])), Err("lacks b:1".to_owned()));
+    // keep_dropped_targets bounds what is shown of those that are dropped.
+    let hidden = |counts: serde_json::Value| {
+        let mut answer = answer(from_ref(&a), &[]);
+        answer["data"]["droppedTargetCounts"] = counts;
+        answer
+    };
+    assert_eq!(compared(&any, hidden(json!({"one": 1}))), Ok(()));
+    assert_eq!(compared(&job, hidden(json!({"one": 1, "two": 0}))), Ok(()));
+    assert_eq!(compared(&job, hidden(json!({"one": 0, "two": 9}))), Err("lacks b:1".to_owned()));
+    assert_eq!(compared(&any, hidden(json!(null))), Err("lacks b:1".to_owned()));
     let other = labels("c:1", "/c", "two");
     let all = answer(&[a, b, other], &[]);
     assert_eq!(compared(&any, all.clone()), Err("has c:1 besides".to_owned()));
