@@ -32,8 +32,10 @@ pub struct Told(Arc<Mutex<State>>);
 struct State {
     /// What there is now; `None` where it is not known, such as after a file was taken back.
     applied: Option<Endpoints>,
-    /// What was acked last; `None` where that is not known.
+    /// What was acked last that is known; `None` where that was in an earlier run.
     acked: Option<Endpoints>,
+    /// Whether something that is not known was acked after that.
+    is_unsure: bool,
 }
 
 /// What a command is told, and what is acked once it has succeeded.
@@ -53,17 +55,22 @@ impl Told {
 
     /// What the sink has was acked in an earlier run.
     pub fn on_found_acked(&self) {
-        self.change(|state| state.acked = state.applied.clone());
+        self.change(|state| (state.acked, state.is_unsure) = (state.applied.clone(), false));
     }
 
     /// The command has taken what it was told.
     pub fn on_acked(&self, difference: Difference) {
-        self.change(|state| state.acked = difference.now);
+        self.change(|state| {
+            state.is_unsure = difference.now.is_none();
+            state.acked = difference.now.or(state.acked.take());
+        });
     }
 
     /// What a command is to be told now.
     pub fn difference(&self) -> Difference {
-        self.change(|State { applied, acked }| Difference::between(acked.as_ref(), applied.as_ref()))
+        self.change(|State { applied, acked, is_unsure }| {
+            Difference::between(acked.as_ref(), *is_unsure, applied.as_ref())
+        })
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -72,11 +79,12 @@ impl Told {
 }
 
 impl Difference {
-    /// All came where it is not known what there was.
-    fn between(before: Option<&Endpoints>, now: Option<&Endpoints>) -> Self {
+    /// All came where it is not known what there was. What was known before that has gone all the same.
+    fn between(before: Option<&Endpoints>, is_unsure: bool, now: Option<&Endpoints>) -> Self {
         let none = Endpoints::default();
         let (from, to) = (before.unwrap_or(&none), now.unwrap_or(&none));
-        let values = [to.difference(from), from.difference(to)].map(join);
+        let known = if is_unsure { &none } else { from };
+        let values = [to.difference(known), from.difference(to)].map(join);
         // Nothing is known to have gone where nobody knows what there is.
         let values = if now.is_some() { values } else { Default::default() };
         let fits = values.iter().all(|value| value.len() <= MAX_BYTES);
@@ -135,14 +143,21 @@ mod tests {
     #[test]
     fn after_a_file_whose_instances_are_not_known_all_are_told() {
         let told = Told::default();
-        told.on_applied(Some(endpoints(&[1])));
+        told.on_applied(Some(endpoints(&[1, 2])));
         told.on_acked(told.difference());
         told.on_applied(None);
         let unknown = told.difference();
         assert_eq!(values(&unknown), [(ADDED, ""), (REMOVED, "")]);
         told.on_acked(unknown);
         told.on_applied(Some(endpoints(&[1])));
-        assert_eq!(values(&told.difference()), [(ADDED, "10.0.0.1:1"), (REMOVED, "")]);
+        let all = told.difference();
+        assert_eq!(
+            values(&all),
+            [(ADDED, "10.0.0.1:1"), (REMOVED, "10.0.0.1:2")],
+            "nobody was told that 2 went"
+        );
+        told.on_acked(all);
+        assert_eq!(values(&told.difference()), [(ADDED, ""), (REMOVED, "")]);
     }
 
     #[test]
