@@ -53,6 +53,9 @@ pub enum ConninfoError {
     /// A part of a URI that is not percent-encoded as it should be.
     #[error("a % of the URI is not followed by two hexadecimal digits, other than 00, of UTF-8")]
     Percent,
+    /// A port that is none, such as a part of a password.
+    #[error("the URI has a port that is no number: in a password, / is written %2F, ? is %3F and @ is %40")]
+    Port,
     /// An IPv6 address without its end.
     #[error("the URI has an address with [ and without ]")]
     Bracket,
@@ -183,8 +186,11 @@ fn hosts_and_ports(text: &str) -> Result<(String, String), ConninfoError> {
             }
             None => part.rsplit_once(':').unwrap_or((part, "")),
         };
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(ConninfoError::Port);
+        }
         hosts.push(decode(host)?);
-        ports.push(decode(port)?);
+        ports.push(port.to_owned());
     }
     let joined = |list: Vec<String>| {
         if list.iter().all(String::is_empty) { String::new() } else { list.join(",") }
@@ -281,6 +287,8 @@ mod tests {
             ("host=db password=my secret", "keyword 3 is not followed by \"=\" and a value"),
             ("password='secret", "the value of password has no closing quote"),
             ("postgresql://me:%zz@db", "a % of the URI is not followed by"),
+            ("postgresql://me:secret/x@db/app", "the URI has a port that is no number"),
+            ("postgresql://me:secret?x=y@db/app", "the URI has a port that is no number"),
             ("postgresql://[::1/x", "the URI has an address with [ and without ]"),
             ("postgresql://h?sslmode", "keyword 1 is not followed by"),
             ("krbsrvname=x", "\"krbsrvname\" is no keyword that is supported"),
