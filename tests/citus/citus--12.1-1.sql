@@ -281,6 +281,26 @@ CREATE FUNCTION pg_catalog.master_get_active_worker_nodes(OUT node_name text, OU
     RETURNS SETOF record LANGUAGE sql STRICT
     AS $$ SELECT nodename, nodeport FROM pg_catalog.pg_dist_node WHERE isactive AND noderole = 'primary' AND groupid <> 0 $$;
 
+CREATE FUNCTION pg_catalog.run_command_on_workers(command text, parallel bool DEFAULT true,
+    OUT nodename text, OUT nodeport int, OUT success bool, OUT result text)
+    RETURNS SETOF record LANGUAGE plpgsql STRICT AS $$
+#variable_conflict use_column
+DECLARE
+    node record;
+BEGIN
+    FOR node IN SELECT n.nodename, n.nodeport FROM pg_catalog.pg_dist_node n
+        WHERE n.isactive AND n.noderole = 'primary' AND n.groupid <> 0 ORDER BY n.nodeid
+    LOOP
+        BEGIN
+            RETURN QUERY SELECT node.nodename, node.nodeport, true, answer.result FROM public.dblink(
+                format('host=%L port=%s dbname=%L user=%L connect_timeout=3', node.nodename, node.nodeport,
+                    current_database(), current_user), command) answer (result text);
+        EXCEPTION WHEN OTHERS THEN
+            RETURN QUERY SELECT node.nodename, node.nodeport, false, SQLERRM;
+        END;
+    END LOOP;
+END $$;
+
 -- What the maintenance daemon does by itself every few seconds.
 CREATE FUNCTION pg_catalog.start_metadata_sync_to_all_nodes() RETURNS bool LANGUAGE plpgsql STRICT AS $$
 DECLARE

@@ -304,6 +304,42 @@ fn a_node_made_by_hand_is_left_alone_and_adopted_where_its_worker_is_ours() -> R
 }
 
 #[test]
+fn a_worker_that_is_a_node_under_another_name_is_not_added_twice() -> Result<()> {
+    let mut cluster = Cluster::new(2)?;
+    let mut program = cluster.program()?;
+    let port = cluster.workers[0].port();
+    cluster.coordinator.sql(&format!("SELECT citus_add_node('localhost', {port})"))?;
+    let round = cluster.round(&mut program, &cluster.rows()[..1])?;
+    let refusal = only(&round.refusals);
+    assert!(refusal.contains("; if it is node "), "{refusal}");
+    assert!(
+        refusal.contains(&format!("citus_update_node(2, '{HOST}', {port}) gives it this address")),
+        "{refusal}"
+    );
+    // As before Citus 11: neither side knows.
+    cluster
+        .coordinator
+        .sql("UPDATE pg_dist_node SET hasmetadata = false, metadatasynced = false WHERE groupid <> 0")?;
+    cluster.workers[0].sql("UPDATE pg_dist_local_group SET groupid = 0; DELETE FROM pg_dist_node")?;
+    let before = cluster.nodes()?;
+    let mut program = cluster.program()?;
+    let text = fails(cluster.round(&mut program, &cluster.rows()[..1]));
+    assert!(
+        text.contains(&format!("it is node 2 (localhost:{port}) already, under another address")),
+        "{text}"
+    );
+    assert_eq!(cluster.nodes()?, before);
+    // Another one is added, unless nobody can tell whether it is another one.
+    cluster.settle(&mut program, &cluster.rows()[1..])?;
+    assert_eq!(cluster.nodes()?.len(), 2);
+    cluster.workers[0].stop()?;
+    let third = Postgres::citus()?;
+    let text = fails(cluster.round(&mut program, &[row("w2", 50, third.port())]));
+    assert!(text.contains("it may be node 2 (localhost:"), "{text}");
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_with_a_coordinator_is_said_on_one_line_and_nothing_is_changed() -> Result<()> {
     let cluster = Cluster::new(1)?;
     let (coordinator, rows) = (&cluster.coordinator, cluster.rows());

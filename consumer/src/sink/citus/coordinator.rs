@@ -141,6 +141,9 @@ pub async fn act(session: &mut Session, step: &Step, config: &CitusConfig) -> Re
         Step::AddNode { candidate, system } => {
             let Endpoint { address, port } = &candidate.endpoint;
             let to = (address.to_string(), *port);
+            check_is_no_node(session, *system)
+                .await
+                .map_err(|why| CitusError::Unfit(format!("{what}: {why}")))?;
             registry::add(session, &what, *system, &candidate.member, to).await
         }
         Step::RecordIdentity { node, member, system } => {
@@ -167,6 +170,43 @@ pub async fn act(session: &mut Session, step: &Step, config: &CitusConfig) -> Re
             within.commit(&what).await
         }
     }
+}
+
+/// Before Citus 11, a worker need not have the metadata, and then does not know that it is one. It may be the worker of a
+/// node that was made by hand, under another address: nodes like that are asked, as the coordinator reaches them.
+async fn check_is_no_node(session: &Session, system: SystemId) -> Result<(), CitusError> {
+    const WHAT: &str = "cannot ask nodes that were made by hand";
+    let unknown = "SELECT nodeid, nodename::text, nodeport FROM pg_dist_node WHERE groupid <> 0 AND isactive \
+                   AND noderole::text = 'primary' AND NOT hasmetadata \
+                   AND NOT EXISTS (SELECT FROM rollcall.citus_worker WHERE node_id = nodeid)";
+    let unknown = session.query(WHAT, unknown, &[]).await?;
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let ask = "SELECT nodename::text, nodeport, CASE WHEN success THEN result::text END FROM \
+               run_command_on_workers('SELECT system_identifier FROM pg_control_system()')";
+    let answers = session.query(WHAT, ask, &[]).await?;
+    for node in unknown {
+        let (id, host, port): (NodeId, String, i32) = (node.get(0), node.get(1), node.get(2));
+        let mut of_node = answers.iter().filter(|row| (row.get(0), row.get(1)) == (host.as_str(), port));
+        let found: Option<String> = of_node.next().and_then(|row| row.get(2));
+        match found.and_then(|text| text.trim().parse().ok()) {
+            Some(found) if SystemId(found) == system => {
+                return Err(CitusError::Unfit(format!(
+                    "it is node {id} ({host}:{port}) already, under another address: \
+                     SELECT citus_update_node({id}, '<host>', <port>) gives the node this one"
+                )));
+            }
+            Some(_) => {}
+            None => {
+                let why = format!(
+                    "it may be node {id} ({host}:{port}), which was made by hand and does not answer"
+                );
+                return Err(CitusError::Unfit(why));
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn update(

@@ -392,11 +392,28 @@ impl Planner<'_> {
                 ),
                 (None, Some(0)) => Verdict::Add(system),
                 (None, _) => Verdict::Refuse(format!(
-                    "it is of group {} of a cluster, and no node is recorded with its system identifier {system}",
-                    shown(identity)
+                    "it is of group {} of a cluster, and no node is recorded with its system identifier {system}{}",
+                    shown(identity),
+                    self.hint_at_node(candidate, identity)
                 )),
             },
         }
+    }
+
+    /// That a node that was made by hand, such as under a name, may be a worker's.
+    fn hint_at_node(&self, candidate: &Candidate, identity: &Identity) -> String {
+        let is_meant = |id: NodeId, node: &Node| {
+            identity.group == Some(node.group) && node.is_primary && self.known_of(id).is_none()
+        };
+        let mut nodes = self.observed.nodes.iter().filter(|(id, node)| is_meant(**id, node));
+        let (Some((id, node)), None) = (nodes.next(), self.other_cluster(identity)) else {
+            return String::new();
+        };
+        let Endpoint { address, port } = &candidate.endpoint;
+        let address = quoted(&address.to_string());
+        format!(
+            "; if it is node {id} ({node}), SELECT citus_update_node({id}, {address}, {port}) gives it this address"
+        )
     }
 
     /// A worker that was recorded, and whose node was removed.
