@@ -18,6 +18,10 @@ impl FromStr for Url {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // A password would not be sent, and would be shown wherever the address is.
+        if text.split('/').nth(2).is_some_and(|authority| authority.contains('@')) {
+            return Err("a user and a password are not sent: expected http://HOST[:PORT]/PATH".to_owned());
+        }
         let is_http = |uri: &Uri| uri.scheme_str() == Some("http") && uri.host().is_some();
         let uri = text.parse().ok().filter(is_http);
         uri.map(Self)
@@ -95,6 +99,12 @@ pub async fn get(url: &Url, max_bytes: usize) -> Result<Answer, HttpError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_refused_and_not_shown() {
+        let error = "http://me:secret@h/".parse::<Url>().expect_err("it would not be sent");
+        assert_eq!(error, "a user and a password are not sent: expected http://HOST[:PORT]/PATH");
+    }
 
     #[test]
     fn what_is_below_an_address_keeps_its_folder() {
