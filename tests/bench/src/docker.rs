@@ -2,10 +2,10 @@
 //! that is kept open where time is measured.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::unix::net::UnixStream;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// The engine's socket.
@@ -32,8 +32,15 @@ pub fn call(method: &str, path: &str, body: Option<&Value>) -> Result<String> {
 /// to 127.0.0.1 by a process of Docker's, which takes connections before the container does.
 pub fn bridge_address() -> Result<Ipv4Addr> {
     let network: Value = serde_json::from_str(&call("GET", "/networks/bridge", None)?)?;
-    let address = network["IPAM"]["Config"][0]["Gateway"].as_str();
-    Ok(address.with_context(|| format!("no gateway in {network}"))?.parse()?)
+    let subnet = network["IPAM"]["Config"][0]["Subnet"].as_str().and_then(|subnet| subnet.split_once('/'));
+    let subnet: Ipv4Addr = subnet.with_context(|| format!("no subnet in {network}"))?.0.parse()?;
+    // Nothing is sent: it only asks by which address the host would.
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((Ipv4Addr::from_bits(subnet.to_bits() + 2), 9))?;
+    match socket.local_addr()?.ip() {
+        IpAddr::V4(address) => Ok(address),
+        IpAddr::V6(address) => bail!("the bridge is at {address}"),
+    }
 }
 
 /// A connection that serves one call after the other. Docker answers faster than on a new one.
