@@ -100,6 +100,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
             plan.targets.iter().filter(|target| target.is_unnotified()).for_each(warn_unnotified);
         }
         let explainer = embedded.as_ref().map(|embedded| embedded.explainer(consumer.keys.clone()));
+        consumer.published.pages.expect(&plan.targets);
         consumer.serve(listen, explainer).await?;
     }
     if let Some(embedded) = embedded {

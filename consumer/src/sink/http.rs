@@ -16,6 +16,7 @@ use super::{
         render::{Changes, Content as RenderContent, Format, RenderSettings, Rendered, Renderer},
     },
     intake::Intake,
+    settings::SinkConfig,
 };
 use crate::{
     config::TargetConfig,
@@ -23,6 +24,9 @@ use crate::{
     state_dir::StateDir,
     target::{generation::Generation, state::Acked},
 };
+
+/// Why there is no answer before the store has answered.
+const STARTING: &str = "starting: the store has not answered yet";
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +82,14 @@ impl Pages {
     /// What is answered for a target now; `None` where it is not served.
     pub fn get(&self, target: &TargetName) -> Option<Page> {
         self.0.borrow().get(target).cloned()
+    }
+
+    /// Says of all targets that are served that nothing is known yet: their sinks are opened once the store has answered, and
+    /// until then a target that is only late must not look like one that is absent.
+    pub fn expect(&self, targets: &[TargetConfig]) {
+        for target in targets.iter().filter(|target| matches!(target.sink, SinkConfig::Http(_))) {
+            self.set(&target.name, Page::Unknown(STARTING.to_owned()));
+        }
     }
 
     fn set(&self, target: &TargetName, page: Page) {
