@@ -1,6 +1,8 @@
 //! The targets of a consumer: opened, each with a notifier where there is somebody to notify, and set to work; and
 //! changed while the consumer runs, without disturbing those that stay as they are.
 
+mod shared_notifiers;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use rollcall_shared::{
@@ -16,6 +18,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
+
+use shared_notifiers::SharedNotifiers;
 
 use crate::{
     config::TargetConfig,
@@ -437,61 +441,6 @@ impl Opened {
             task.await;
             Ok(())
         }
-    }
-}
-
-/// The notifiers that targets share, by their names.
-#[derive(Debug, Default)]
-struct SharedNotifiers {
-    running: BTreeMap<TargetName, Shared>,
-    /// What those have under way that were asked to end.
-    former: BTreeMap<TargetName, TaskTracker>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    notify: Notify,
-    messages: mpsc::Sender<Message>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-}
-
-impl SharedNotifiers {
-    fn get(&self, name: &TargetName) -> Option<mpsc::Sender<Message>> {
-        self.running.get(name).map(|shared| shared.messages.clone())
-    }
-
-    /// Has one more run; gives what has to end before it begins.
-    fn insert(
-        &mut self,
-        name: &TargetName,
-        notify: &Notify,
-        messages: mpsc::Sender<Message>,
-        stop: CancellationToken,
-        tasks: TaskTracker,
-    ) -> Option<TaskTracker> {
-        let shared = Shared { notify: notify.clone(), messages, stop, tasks };
-        self.running.insert(name.clone(), shared);
-        self.former.remove(name)
-    }
-
-    /// Ends those that none of these targets uses as they are.
-    fn retain(&mut self, targets: &[TargetConfig]) {
-        let is_used = |name: &TargetName, notify: &Notify| {
-            targets
-                .iter()
-                .any(|target| target.sink.shared() == Some(name) && target.sink.notify() == Some(notify))
-        };
-        let former = &mut self.former;
-        self.running.retain(|name, Shared { notify, stop, tasks, messages: _ }| {
-            let is_used = is_used(name, notify);
-            if !is_used {
-                stop.cancel();
-                tasks.close();
-                former.insert(name.clone(), tasks.clone());
-            }
-            is_used
-        });
     }
 }
 

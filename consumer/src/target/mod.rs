@@ -3,6 +3,7 @@
 pub mod generation;
 pub mod loss_guard;
 pub mod matched;
+pub mod metrics;
 pub mod pacer;
 pub mod reporter;
 pub mod state;
@@ -10,4 +11,5 @@ pub mod status;
 #[allow(clippy::module_inception, reason = "the room is named for its main type")]
 pub mod target;
 
-pub use target::{Target, TargetError, describe_metrics};
+pub use metrics::describe_metrics;
+pub use target::{Target, TargetError};
