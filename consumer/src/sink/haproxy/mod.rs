@@ -18,13 +18,14 @@
 //!   backend is new, slots have run out, an algorithm takes no servers, an address is a host name. When that is, is
 //!   decided in [`reloads`]. Otherwise the file is written and nobody is told.
 //! - After a reload or a start ([`crate::sink::program::Program::restarted`]) all is compared anew.
-//! - One socket belongs to one target: two would take each other's servers for their own that nobody wants.
+//! - One socket belongs to one target of one consumer, see [`lock`].
 
 pub mod backend;
 pub mod command;
 pub mod draft;
 pub mod leaving;
 pub mod lines;
+pub mod lock;
 pub mod memory;
 pub mod observed;
 pub mod plan;

@@ -9,6 +9,7 @@ use tracing::{debug, info};
 
 use super::{
     command::Outcome,
+    lock::{Lock, Locked},
     memory::Memory,
     observed::Observed,
     plan::{self, DYNAMIC_SINCE},
@@ -33,6 +34,7 @@ use crate::sink::{
 pub struct HaproxyProgram {
     config: RuntimeConfig,
     socket: Socket,
+    lock: Lock,
     memory: Memory,
     known: Known,
     /// When to ask again who answers.
@@ -91,6 +93,8 @@ enum HaproxyError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    Locked(#[from] Locked),
     #[error(
         "HAProxy's socket {0} lets Rollcall change nothing: its line in the configuration needs `level admin`"
     )]
@@ -111,9 +115,9 @@ pub(super) fn is_absent(error: &SinkError) -> bool {
 impl HaproxyProgram {
     /// The program that listens on the socket.
     pub fn new(config: RuntimeConfig) -> Self {
-        let socket = Socket::new(config.socket.clone());
+        let (socket, lock) = (Socket::new(config.socket.clone()), Lock::of(&config.socket));
         let (memory, known) = (Memory::default(), Known::default());
-        Self { config, socket, memory, known, ask_at: Instant::now() }
+        Self { config, socket, lock, memory, known, ask_at: Instant::now() }
     }
 
     async fn read(&mut self, scope: &Scope) -> Result<Observed, HaproxyError> {
@@ -234,6 +238,7 @@ impl HaproxyProgram {
     }
 
     async fn take(&mut self, step: &Step) -> Result<(), HaproxyError> {
+        self.lock.take()?;
         let commands = step.commands();
         let lines: Vec<_> = commands.iter().map(|command| command.text.clone()).collect();
         for (command, answer) in commands.iter().zip(self.socket.ask(&lines).await?) {
