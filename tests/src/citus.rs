@@ -4,7 +4,7 @@
 //! one more. Each has data of its own, as Rollcall tells workers apart by the system identifier that initdb makes.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::{Process, leftovers, port, tool, until};
+use crate::{Container, DockerHost, Process, image, leftovers, port, tool, until};
 
 /// The address that every server listens at.
 pub const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -119,6 +119,29 @@ impl Postgres {
         self.wait()
     }
 
+    /// Runs the server in a container of a host, listening at port 5432, from now on. This machine's PostgreSQL and the
+    /// server's own data are mounted into an image that is small, as one with PostgreSQL would have to be copied to each
+    /// host. The data is this value's, which is to be dropped after the container.
+    ///
+    /// # Errors
+    /// It cannot be stopped, or the container is not started.
+    pub fn run_on(&mut self, host: &DockerHost, options: &[&str]) -> Result<Container> {
+        self.set_access("host all all all trust\n")?;
+        self.stop()?;
+        let own = format!("{0}:{0}", self.dir.path().display());
+        let mut args = vec!["--user", "65534:65534", "--stop-signal", "SIGINT", "--volume", &own];
+        for folder in ["/usr:/usr:ro", "/usr/lib:/lib:ro", "/usr/lib64:/lib64:ro"] {
+            args.extend(["--volume", folder]);
+        }
+        args.extend(options);
+        args.push(image::worker()?);
+        let command = server(self.dir.path(), "0.0.0.0", 5432);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        args.extend(words.iter().map(String::as_str));
+        host.run(&args)
+    }
+
     /// Its port at [`HOST`].
     pub fn port(&self) -> u16 {
         self.port
@@ -143,13 +166,7 @@ impl Postgres {
     }
 
     fn sql_in(&self, database: &str, sql: &str) -> Result<String> {
-        let port = self.port.to_string();
-        tool::run(
-            tool::command("psql")?
-                .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"])
-                .args(["--host", &HOST.to_string(), "--port", &port, "--username", "postgres"])
-                .args(["--dbname", database, "--command", sql]),
-        )
+        sql_at((HOST, self.port).into(), database, sql)
     }
 
     /// Replaces who may connect and how (pg_hba.conf), and has it read.
@@ -191,13 +208,37 @@ fn new_dir() -> Result<TempDir> {
     Ok(dir)
 }
 
+/// Runs SQL in [`DATABASE`] of the server at this address as the superuser, and gives its rows, the columns separated by
+/// `|`.
+///
+/// # Errors
+/// The server cannot be reached or refuses it.
+pub fn sql(address: SocketAddr, sql: &str) -> Result<String> {
+    sql_at(address, DATABASE, sql)
+}
+
+fn sql_at(address: SocketAddr, database: &str, sql: &str) -> Result<String> {
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    tool::run(
+        tool::command("psql")?
+            .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"])
+            .args(["--host", &host, "--port", &port, "--username", "postgres"])
+            .args(["--dbname", database, "--command", sql])
+            .env("PGCONNECT_TIMEOUT", "5"),
+    )
+}
+
 fn launch(dir: &Path, port: u16) -> Result<Process> {
+    Process::start("postgres", server(dir, &HOST.to_string(), port), &dir.join("log"))
+}
+
+fn server(dir: &Path, listen: &str, port: u16) -> Command {
     let mut command = program(dir, "postgres");
-    command.arg("-D").arg(dir.join("data")).args(["-h", &HOST.to_string(), "-p", &port.to_string()]);
+    command.arg("-D").arg(dir.join("data")).args(["-h", listen, "-p", &port.to_string()]);
     for setting in ["unix_socket_directories=", "fsync=off", "max_connections=30", "shared_buffers=16MB"] {
         command.args(["-c", setting]);
     }
-    Process::start("postgres", command, &dir.join("log"))
+    command
 }
 
 /// A program of the copy of PostgreSQL in this folder, run by somebody who is not root.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,6 +39,19 @@ impl Version {
         let mut command = Command::new(tool::part(program)?);
         command.env("LD_LIBRARY_PATH", tool::part(libraries)?);
         Ok(command)
+    }
+
+    /// Writes a script that runs it with its own libraries, for those that know a program by its path only.
+    ///
+    /// # Errors
+    /// It is not unpacked, or the file cannot be written.
+    pub fn write_script(self, path: &Path) -> Result<()> {
+        let command = self.command()?;
+        let libraries = command.get_envs().find_map(|(_, value)| value).context("it has its libraries")?;
+        let (libraries, program) = (Path::new(libraries), Path::new(command.get_program()));
+        let [libraries, program] = [libraries, program].map(|path| path.display().to_string());
+        fs::write(path, format!("#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {program} \"$@\"\n"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(Into::into)
     }
 }
 

@@ -27,6 +27,7 @@ pub mod process;
 pub mod program;
 pub mod prometheus;
 pub mod swarm;
+pub mod targets;
 pub mod tcp_proxy;
 pub mod tls;
 pub mod tool;

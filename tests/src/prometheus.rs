@@ -1,10 +1,15 @@
 //! A real Prometheus as a process of this host.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::Result;
 
-use crate::{Process, http, port, tool, until};
+use crate::{DockerHost, Process, http, port, tool, until};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -12,7 +17,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Prometheus {
     _process: Process,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Prometheus {
@@ -21,15 +26,22 @@ impl Prometheus {
     /// # Errors
     /// It is missing, or does not become ready.
     pub fn start(config: &Path) -> Result<Self> {
-        let port = port::free(Ipv4Addr::LOCALHOST.into())?;
-        let mut command = std::process::Command::new(tool::part("prometheus/usr/bin/prometheus")?);
-        command.args([
-            format!("--config.file={}", config.display()),
-            format!("--storage.tsdb.path={}", config.with_extension("data").display()),
-            format!("--web.listen-address=127.0.0.1:{port}"),
-        ]);
+        let address = (Ipv4Addr::LOCALHOST, port::free(Ipv4Addr::LOCALHOST.into())?).into();
+        Self::launch(command(config, address)?, config, address)
+    }
+
+    /// The same in a host's network, at this port of the host's address.
+    ///
+    /// # Errors
+    /// As [`Prometheus::start`].
+    pub fn start_on(host: &DockerHost, config: &Path, port: u16) -> Result<Self> {
+        let address = (host.ip(), port).into();
+        Self::launch(host.run_in_netns(command(config, address)?)?, config, address)
+    }
+
+    fn launch(command: Command, config: &Path, address: SocketAddr) -> Result<Self> {
         let process = Process::start("prometheus", command, &config.with_extension("log"))?;
-        let prometheus = Self { _process: process, port };
+        let prometheus = Self { _process: process, address };
         until("Prometheus is ready", START_TIMEOUT, || {
             Ok(http::get(&format!("{}/-/ready", prometheus.url()))?.status == 200)
         })?;
@@ -38,6 +50,16 @@ impl Prometheus {
 
     /// Its API.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.address)
     }
+}
+
+fn command(config: &Path, address: SocketAddr) -> Result<Command> {
+    let mut command = Command::new(tool::part("prometheus/usr/bin/prometheus")?);
+    command.args([
+        format!("--config.file={}", config.display()),
+        format!("--storage.tsdb.path={}", config.with_extension("data").display()),
+        format!("--web.listen-address={address}"),
+    ]);
+    Ok(command)
 }

@@ -47,15 +47,7 @@ impl Scene {
         anyhow::ensure!(text.matches(&*scene.dir.path().display().to_string()).count() == 4, "{text}");
         fs::write(scene.path("config.toml"), text)?;
         // A check is run by the consumer, whose environment has no libraries of HAProxy's.
-        let command = version.command()?;
-        let library = command.get_envs().find_map(|(_, value)| value).context("it has its libraries")?;
-        let script = format!(
-            "#!/bin/sh\nLD_LIBRARY_PATH={} exec {} \"$@\"\n",
-            library.display(),
-            PathBuf::from(command.get_program()).display()
-        );
-        fs::write(scene.path("haproxy"), script)?;
-        tool::run(std::process::Command::new("chmod").arg("+x").arg(scene.path("haproxy")))?;
+        version.write_script(&scene.path("haproxy"))?;
         Ok(scene)
     }
 
