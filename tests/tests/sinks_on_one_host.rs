@@ -151,7 +151,10 @@ fn without_etcd_a_container_that_starts_and_stops_reaches_haproxy_without_a_relo
         .with_context(|| format!("last: {last:?}"))?;
         let took = begun.elapsed();
         until("the page has them", TIMEOUT, || {
-            Ok(home.answer("page")?.body.matches("\"port\"").count() == listed)
+            let page = home.answer("page")?.body;
+            let all: Vec<serde_json::Value> = serde_json::from_str(&page).with_context(|| page.clone())?;
+            ensure!(all.len() == listed, "{page}");
+            Ok(true)
         })?;
         Ok(took)
     };

@@ -33,6 +33,8 @@ pub struct Reconciler<P> {
     applied: BTreeMap<ServiceName, Version>,
     /// What the last look at everything found to tell.
     told: Told,
+    /// Whether the last round left steps for later, as for a server whose connections end first.
+    is_unfinished: bool,
     generation: Option<Generation>,
 }
 
@@ -64,6 +66,7 @@ impl<P: Program> Reconciler<P> {
             compared_at: None,
             applied: BTreeMap::new(),
             told: Told::default(),
+            is_unfinished: false,
             generation: None,
         }
     }
@@ -122,6 +125,14 @@ impl<P: Program> Reconciler<P> {
                 self.applied.extend(versions);
             }
         }
+    }
+
+    /// Whether steps of this round mend what somebody else did: the same is desired as before, and no step of ours was
+    /// still to come.
+    fn mends(&self, desired: &Desired, versions: &BTreeMap<ServiceName, Version>) -> bool {
+        let is_finished = !self.is_unfinished && self.told.refusals.is_empty();
+        let is_same = desired.scope == Scope::All && self.applied == *versions;
+        self.generation.is_some() && is_finished && is_same
     }
 
     /// Everything is compared next time.
@@ -260,8 +271,10 @@ impl<P: Program> Reconciler<P> {
                 return Err(error);
             }
         };
+        let mends = self.mends(&desired, &versions);
         self.has(&desired, versions, now);
-        if done > 0 && desired.scope == Scope::All && self.generation.is_some() && taken.started.is_empty() {
+        self.is_unfinished = plan.look_again.is_some();
+        if done > 0 && mends {
             tracing::info!(steps = done, "the program was not as it was left, and is again");
         }
         self.intake.shown(taken.step);

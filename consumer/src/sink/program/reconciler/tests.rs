@@ -28,6 +28,8 @@ struct Inside {
     refuses: bool,
     /// What it can have only by a reload.
     reloads: Vec<String>,
+    /// When it is to be looked at again, as it has steps for later.
+    look_again: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -78,7 +80,8 @@ impl Program for Table {
             let wanted = wanted.get(service).cloned().unwrap_or_default();
             steps.extend(has.difference(&wanted).map(|one| Step::Remove(service.clone(), one.clone())));
         }
-        Plan { steps, reloads: self.inside().reloads.clone(), ..Plan::default() }
+        let inside = self.inside();
+        Plan { steps, reloads: inside.reloads.clone(), look_again: inside.look_again, ..Plan::default() }
     }
 
     async fn apply(&mut self, step: &Step) -> Result<(), SinkError> {
@@ -242,4 +245,25 @@ async fn a_reload_that_is_needed_is_a_change_to_a_dry_run() {
         let shown = preview(&mut program, &target, &selection, true, &mut |line| said.push(line)).await;
         assert_eq!(shown.expect("it answers"), expected, "{said:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn steps_that_were_left_for_later_or_follow_from_a_change_mend_nothing() {
+    let mut scene = scene(&[(1, "web")]);
+    let mends = |scene: &Scene| {
+        let selection = scene.selection.borrow();
+        let (desired, versions) = desired(Scope::All, &selection, &selection.verdict(Instant::now()));
+        scene.reconciler.mends(&desired, &versions)
+    };
+    assert!(!mends(&scene), "it begins");
+    scene.apply().await.expect("it is applied");
+    assert!(mends(&scene));
+    scene.come(2, "web");
+    assert!(!mends(&scene), "another is to be there");
+    scene.table.inside().look_again = Some(Duration::from_secs(1));
+    scene.apply().await.expect("it is applied");
+    assert!(!mends(&scene), "a step is still to come");
+    scene.table.inside().look_again = None;
+    scene.apply().await.expect("it is applied");
+    assert!(mends(&scene));
 }
