@@ -202,6 +202,37 @@ fn a_worker_that_moved_keeps_its_node_and_a_new_one_waits_for_the_metadata() -> 
 }
 
 #[test]
+fn a_worker_that_does_not_listen_yet_is_asked_again_soon_whether_it_is_new_or_has_moved() -> Result<()> {
+    let mut cluster = Cluster::new(2)?;
+    let mut program = cluster.program()?;
+    let rows = cluster.rows();
+    cluster.workers[1].stop()?;
+    // The same container at another port, as "docker start" makes it.
+    let moved = rollcall_tests::port::free(HOST)?;
+    for (number, port) in [(1, cluster.workers[1].port()), (0, moved)] {
+        let mut rows = rows.clone();
+        rows[0] = row("w0", 0, if number == 0 { port } else { rows[0].endpoint.port });
+        if number == 0 {
+            cluster.workers[0].stop()?;
+        }
+        let round = cluster.round(&mut program, &rows)?;
+        let refusal = only(&round.refusals);
+        assert!(refusal.contains("does not say who it is: cannot connect to"), "{round:?}");
+        assert!(round.look_again < Some(Duration::from_millis(500)), "{round:?}");
+        cluster.workers[number].start_again(port)?;
+        let begun = Instant::now();
+        until("it is in its place", TIMEOUT, || {
+            let round = cluster.round(&mut program, &rows)?;
+            Ok(round.refusals.is_empty() && cluster.nodes()?.iter().any(|node| node.1 == port))
+        })?;
+        println!("worker {number} listens -> in its place: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    }
+    assert_eq!(cluster.nodes()?.len(), 2);
+    Ok(())
+}
+
+#[test]
 fn two_workers_that_swap_their_addresses_are_moved_in_one_transaction() -> Result<()> {
     let mut cluster = Cluster::new(2)?;
     let mut program = cluster.program()?;

@@ -34,7 +34,7 @@ use crate::{
 
 /// When to look again at what the coordinator is about to finish by itself.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-/// When to look again at workers that were refused.
+/// When to look again at workers that were refused, at the latest.
 pub const ASK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The plan of this program.
@@ -63,7 +63,8 @@ pub struct Node {
 }
 
 impl Node {
-    fn is_at(&self, endpoint: &Endpoint) -> bool {
+    /// Whether it is at this address.
+    pub fn is_at(&self, endpoint: &Endpoint) -> bool {
         let is_host = match &endpoint.address {
             Address::Ip(ip) => self.host.parse::<IpAddr>().is_ok_and(|host| host == *ip),
             Address::Name(name) => self.host == name.as_str(),
@@ -108,6 +109,8 @@ pub struct Observed {
     pub stuck: BTreeMap<NodeId, Duration>,
     /// How often adding a worker failed.
     pub failed: BTreeMap<Candidate, u32>,
+    /// When those that were asked and have no node are asked again.
+    pub asked_again: Duration,
 }
 
 /// A worker at an address, which may be asked who it is.
@@ -287,7 +290,10 @@ impl Planner<'_> {
                 Verdict::Drained => self.plan.notes.push(format!(
                     "{candidate} was drained by the operator and is left out: \"citus undrain\" lets it in again"
                 )),
-                Verdict::Refuse(why) => self.refuse(format!("{candidate} is left out: {why}"), ASK_INTERVAL),
+                Verdict::Refuse(why) => {
+                    let again = self.observed.asked_again;
+                    self.refuse(format!("{candidate} is left out: {why}"), again);
+                }
             }
         }
         self.move_nodes(moves);

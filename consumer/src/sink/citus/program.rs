@@ -25,6 +25,9 @@ use crate::sink::{
 
 /// After this time a worker that was refused again and again is asked as a new one: it may not be desired any more.
 const ASKED_EXPIRY: Duration = Duration::from_secs(600);
+/// When a worker that was refused is asked again at first: one that has just started may not listen yet. It takes twice as
+/// long each time, up to [`ASK_INTERVAL`].
+const FIRST_ASK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a look may wait for workers that are asked again. Those that take longer are as they were.
 const ASK_AGAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,13 @@ struct Asked {
     answer: Answer,
     first: Instant,
     last: Instant,
+}
+
+impl Asked {
+    /// How long after it was asked last it is asked again.
+    fn interval(&self) -> Duration {
+        (self.last - self.first).clamp(FIRST_ASK_INTERVAL, ASK_INTERVAL)
+    }
 }
 
 impl CitusProgram {
@@ -122,6 +132,7 @@ impl CitusProgram {
             answers: self.asked.iter().map(|(one, asked)| (one.clone(), asked.answer.clone())).collect(),
             stuck: self.stuck.iter().map(|(node, since)| (*node, since.elapsed())).collect(),
             failed: self.failed.clone(),
+            asked_again: self.asked.values().map(Asked::interval).min().unwrap_or(ASK_INTERVAL),
         }
     }
 
@@ -129,12 +140,12 @@ impl CitusProgram {
     async fn ask_again(&mut self, state: &State) -> Result<(), CitusError> {
         let has_node = |candidate: &Candidate| {
             let known = state.known.values().find(|known| known.member == candidate.member);
-            known.is_some_and(|known| {
-                known.is_drained || known.node.is_some_and(|node| state.nodes.contains_key(&node))
-            })
+            // One that has moved has a node too, but not where it is now.
+            let is_there = |node| state.nodes.get(&node).is_some_and(|node| node.is_at(&candidate.endpoint));
+            known.is_some_and(|known| known.is_drained || known.node.is_some_and(is_there))
         };
         self.asked.retain(|one, asked| !has_node(one) && asked.first.elapsed() < ASKED_EXPIRY);
-        let is_old = |asked: &Asked| asked.last.elapsed() >= ASK_INTERVAL;
+        let is_old = |asked: &Asked| asked.last.elapsed() >= asked.interval();
         let old = self.asked.iter().filter(|(_, asked)| is_old(asked)).map(|(one, _)| one.clone()).collect();
         self.ask(old, ASK_AGAIN_TIMEOUT).await
     }

@@ -57,6 +57,7 @@ fn observed(numbers: &[usize]) -> Observed {
         answers: BTreeMap::new(),
         stuck: BTreeMap::new(),
         failed: BTreeMap::new(),
+        asked_again: ASK_INTERVAL,
     }
 }
 
