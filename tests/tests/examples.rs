@@ -113,7 +113,7 @@ fn every_example_is_rendered_and_checked_by_its_own_program_under_the_units_rest
     // The checks are no formality.
     for (check, bad) in [
         ("/etc/rollcall/nginx-check $f /etc/nginx/conf.d/rollcall.conf", "upstream web {"),
-        ("haproxy -c -q -f /etc/haproxy/haproxy.cfg -f $f", "backend web\\n server"),
+        ("haproxy -c -f /etc/haproxy/haproxy.cfg -f $f", "backend web\\n server"),
     ] {
         let (code, said) = shell(&host, &format!("f=/tmp/.bad.cfg; printf '{bad}\\n' >$f; {check}"))?;
         assert_ne!(code, 0, "{check}: {said}");

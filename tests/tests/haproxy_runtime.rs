@@ -36,11 +36,11 @@ impl Scene {
         let scene = Self { etcd, dir, version, port, listen, haproxy: None, consumer: None };
         let example = fs::read_to_string(tool::workspace().join("deploy/examples/haproxy-runtime.toml"))?;
         let notify = format!("pid_file = {:?}\nsignal = \"USR2\"\nprocess = \"haproxy\"", scene.path("pid"));
-        let program = format!("{} -c -q -f {{file}}", scene.path("haproxy").display());
+        let program = format!("{} -c -f {{file}}", scene.path("haproxy").display());
         let text = example
             .replace("/etc/haproxy/haproxy.cfg", &scene.path("haproxy.cfg").display().to_string())
             .replace("/run/haproxy/rollcall.sock", &scene.path("sock").display().to_string())
-            .replace("haproxy -c -q -f {file}", &program)
+            .replace("haproxy -c -f {file}", &program)
             .replace("8080", &port.to_string())
             .replace("command = \"systemctl reload haproxy\"", &notify)
             .replace("format =", "reconcile = \"1s\"\nformat =");

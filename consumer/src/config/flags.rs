@@ -117,7 +117,7 @@ pub struct ConsumerSettings {
     /// Folder that remembers across restarts what was applied and acknowledged
     #[arg(long, env = "ROLLCALL_STATE_DIR", value_name = "DIR", default_value = "/var/lib/rollcall")]
     pub state_dir: PathBuf,
-    /// Address of /healthz, /readyz and /metrics, or off
+    /// Address of /healthz, /readyz, /metrics and /v1/targets, or off
     #[arg(
         long,
         env = "ROLLCALL_LISTEN",

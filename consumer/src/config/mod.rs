@@ -11,7 +11,7 @@
 
 use rollcall_shared::{
     model::name::ConsumerName,
-    process::{host, setting::SettingError},
+    process::{health::Listen, host, setting::SettingError},
 };
 
 pub mod backends_updater;
@@ -23,6 +23,8 @@ pub(crate) mod toml;
 pub use citus::{CITUS_PORT, CitusSettings, Tool};
 pub use flags::{Cli, Command, CommonFlags, ConsumerSettings, Settings, TargetFlags};
 pub use target::{RawTarget, TargetConfig};
+
+use crate::sink::settings::SinkKind;
 
 /// The settings, checked and completed.
 #[derive(Debug, Clone)]
@@ -82,6 +84,12 @@ impl Settings {
             }
             None => return Err(SettingError::missing("--config", ANY_TARGET)),
         };
+        let ConsumerSettings { listen, once, dry_run, .. } = &self.consumer;
+        let served = targets.iter().find(|target| target.sink.kind() == SinkKind::Http);
+        if let (Listen::Off, false, Some(target)) = (listen, *once || *dry_run, served) {
+            let expected = format!("an address, as target {} is served there", target.name);
+            return Err(SettingError::new("--listen", "off", expected));
+        }
         Ok(Plan { consumer: self.consumer.name()?, targets, embedded, citus })
     }
 }
@@ -141,6 +149,17 @@ mod tests {
         assert_eq!(plan.consumer.as_str(), "c1");
         assert!(plan.embedded && !plan.citus);
         assert_eq!(plan.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_target_that_is_served_needs_an_address_unless_it_runs_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("targets.toml");
+        fs::write(&file, "[[target]]\nname = \"a\"\nsink = \"http\"\nformat = \"json\"\n").expect("a file");
+        let config = format!("--config={}", file.display());
+        let error = plan(&[&config, "--listen=off"]).map(drop).expect_err("nobody could ask");
+        assert_eq!(error, "--listen is off: expected an address, as target a is served there");
+        plan(&[&config, "--listen=off", "--dry-run"]).expect("nobody is to");
     }
 
     #[test]

@@ -207,7 +207,7 @@ impl Target {
                 Ok(Some(notification)) => self.notified(notification).await,
                 Ok(None) => return Err(TargetError::Ended),
                 Err(_) if self.is_acked() => break,
-                Err(_) => return Err(TargetError::NotAcked { waited: wait }),
+                Err(_) => return Err(TargetError::NotAcked { waited: Duration::from_secs(wait.as_secs()) }),
             }
         }
         self.remember().await;

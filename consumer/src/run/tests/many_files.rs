@@ -87,7 +87,18 @@ async fn a_service_that_is_named_like_somebody_elses_file_takes_nothing() {
     scene.sites_are(&[("a.conf", A), ("default.conf", "mine")]).await;
     running.is_ready().await;
     let noted = running.condition("target web");
-    assert!(noted.contains("sites/default.conf as it is, which somebody else wrote"), "{noted}");
+    assert!(noted.contains("sites/default.conf as it is: somebody else wrote it"), "{noted}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_file_of_a_service_that_the_operator_names_is_ours_also_where_the_state_was_lost() {
+    let scene = Scene::new();
+    fs::create_dir(scene.path("sites")).expect("a folder");
+    fs::write(scene.path("sites/a.conf"), "of an earlier run").expect("a file");
+    scene.commit(&[testing::put(1, "a")]).await;
+    let running = scene.start_many("format = \"citus-workers\"\nselect.service = \"a\"\n").await;
+    scene.sites_are(&[("a.conf", A)]).await;
+    running.is_ready().await;
 }
 
 #[test]

@@ -248,12 +248,16 @@ impl Output {
         Self { kept, reader }
     }
 
-    /// The first line that is not empty, without control characters.
+    /// The first line that is not empty, without control characters; one that only warns counts where there is no other.
     async fn first_line(self) -> Option<String> {
         let _ = tokio::time::timeout(OUTPUT_TIMEOUT, self.reader).await;
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(&kept);
-        let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        // HAProxy begins with its version, and nginx with what it will refuse some day.
+        let only_warns =
+            |line: &&str| ["[NOTICE]", "[WARNING]", "[warn]"].iter().any(|level| line.contains(level));
+        let line = lines.clone().find(|line| !only_warns(line)).or_else(|| lines.next())?;
         Some(line.replace(char::is_control, " "))
     }
 }
@@ -270,6 +274,16 @@ mod tests {
             .run(Path::new("/etc/hostname"), Path::new("/etc/motd"), timeout)
             .await
             .map_err(|error| one_line(&error))
+    }
+
+    #[tokio::test]
+    async fn what_only_warns_is_not_taken_for_the_reason() {
+        let said =
+            run("sh -c 'echo [NOTICE] version 2.8; echo; echo [ALERT] bad; exit 1'", Duration::from_secs(10))
+                .await;
+        assert_eq!(said.expect_err("it fails"), "sh ended with exit code 1: [ALERT] bad");
+        let said = run("sh -c 'echo [WARNING] old; exit 1'", Duration::from_secs(10)).await;
+        assert_eq!(said.expect_err("it fails"), "sh ended with exit code 1: [WARNING] old");
     }
 
     #[tokio::test]

@@ -571,7 +571,7 @@ pub(super) fn parts(
     let attributes = Attributes { mode: *mode, owner: *owner };
     let installer =
         Installer { dest: dest.clone(), target: target.name.clone(), attributes, backups: backups.clone() };
-    let files = Files::open(installer, state_dir);
+    let files = Files::open(installer, state_dir).owning(target.select.services.clone());
     (renderer.per_service(files.are_many()), files)
 }
 

@@ -111,6 +111,7 @@ impl HaproxySink {
         };
         let again = Instant::now() + RETRY_DELAY;
         content.look_again = Some(content.look_again.map_or(again, |at| at.min(again)));
+        content.refused.push(error.clone());
         self.ask_reload(&mut content, &[error]);
         if is_written { Applied::Written(content) } else { Applied::Unchanged(content) }
     }
@@ -120,21 +121,21 @@ impl HaproxySink {
         content.is_quiet = true;
         let asked = self.reloads.as_mut().map(|all| all.ask(content.generation, reloads, Instant::now()));
         let who = match asked {
-            None => "nobody reloads HAProxy, as the target has no notify",
+            None => "only a reload of HAProxy brings it, and the target has no notify",
             Some(Ask::Never) => "",
             Some(Ask::Reload(generation)) => {
                 // What was acked of another generation is nobody's business.
                 content.acked = content.acked.take().filter(|_| generation == content.generation);
                 (content.generation, content.is_quiet) = (generation, false);
-                "HAProxy is reloaded"
+                "HAProxy is told to reload, which brings it if HAProxy reads this file"
             }
             Some(Ask::Later(due)) => {
                 content.look_again = Some(content.look_again.map_or(due, |at| at.min(due)));
-                "HAProxy is reloaded soon"
+                "HAProxy is told to reload soon"
             }
         };
         if !reloads.is_empty() {
-            content.refused.push(format!("{who}: {}", reloads.join("; ")));
+            content.refused.push(who.to_owned());
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct Files {
     installer: Installer,
     /// Which of many are ours.
     manifest: Option<Manifest>,
+    /// The names of files that are ours, whoever wrote them.
+    named: BTreeSet<String>,
 }
 
 /// What is to be done about a target's files, together.
@@ -120,7 +122,14 @@ impl Files {
     /// The files of a target; without a state folder, nothing is known to be ours.
     pub fn open(installer: Installer, state_dir: Option<Arc<StateDir>>) -> Self {
         let manifest = is_pattern(&installer.dest).then(|| Manifest::open(state_dir, &installer));
-        Self { installer, manifest }
+        Self { installer, manifest, named: BTreeSet::new() }
+    }
+
+    /// Takes the files of these services for ours, whoever wrote them: the operator has named both.
+    #[must_use]
+    pub fn owning(mut self, named: Vec<ServiceName>) -> Self {
+        self.named = named.iter().map(|service| name_of(&self.of(service).dest)).collect();
+        self
     }
 
     /// Checks, without touching anything, that they can be written.
@@ -193,11 +202,12 @@ impl Files {
                 batch.left.push(format!("leaves out the file {start}..., whose name is too long"));
                 continue;
             }
-            let is_others = self.manifest.as_ref().is_some_and(|manifest| !manifest.names.contains(&name))
+            let is_ours = |manifest: &Manifest| manifest.names.contains(&name) || self.named.contains(&name);
+            let is_others = self.manifest.as_ref().is_some_and(|manifest| !is_ours(manifest))
                 && installer.installed()?.is_some_and(|found| found != bytes);
             if is_others {
                 let file = installer.dest.display();
-                batch.left.push(format!("leaves {file} as it is, which somebody else wrote"));
+                batch.left.push(format!("leaves {file} as it is: somebody else wrote it"));
                 continue;
             }
             batch.staged.extend(installer.stage(bytes)?);
@@ -422,7 +432,7 @@ mod tests {
         fs::write(&mine, "mine").expect("a file");
         let mut files = open(dir.path(), &state_dir);
         let left = put(&mut files, &[("default", "theirs"), ("web", "1")]);
-        assert_eq!(left, [format!("leaves {} as it is, which somebody else wrote", mine.display())]);
+        assert_eq!(left, [format!("leaves {} as it is: somebody else wrote it", mine.display())]);
         put(&mut files, &[("web", "1")]);
         assert_eq!(fs::read_to_string(&mine).expect("a file"), "mine");
         // What is as it would be written is taken for ours, also where the state folder was lost.
