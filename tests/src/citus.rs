@@ -42,6 +42,8 @@ impl Postgres {
     pub fn citus() -> Result<Self> {
         let server = Self::plain()?;
         server.sql("CREATE EXTENSION citus CASCADE")?;
+        // Who asks workers who they are, in deploy/examples.
+        server.sql("CREATE ROLE rollcall_ask LOGIN")?;
         Ok(server)
     }
 

@@ -456,7 +456,8 @@ async fn what_cannot_be_told_is_said_on_one_line() -> Result<()> {
             )
         );
         let absent = dir.join("absent.sock");
-        assert_eq!(error(&absent).await?, format!("HAProxy's socket {} is not there", absent.display()));
+        let expected = format!("HAProxy's socket {} is not there: HAProxy does not run", absent.display());
+        assert!(error(&absent).await?.starts_with(&expected));
         let stranger = dir.join("stranger.sock");
         let listener = std::os::unix::net::UnixListener::bind(&stranger)?;
         thread::spawn(move || {

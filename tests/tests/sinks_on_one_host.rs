@@ -109,7 +109,7 @@ fn without_etcd_a_container_that_starts_and_stops_reaches_haproxy_without_a_relo
         &[
             ("/etc/haproxy/haproxy.cfg", &file.display().to_string()),
             ("/run/haproxy/rollcall.sock", &socket.display().to_string()),
-            ("haproxy -c -q", &format!("{} -c -q", script.display())),
+            ("haproxy -c -f", &format!("{} -c -f", script.display())),
             ("port = 8080", &format!("port = {web}")),
             ("systemctl reload haproxy", &format!("echo >>{}", home.path("reloads").display())),
             ("\"web\", \"api\"", "\"embedded\""),
@@ -278,6 +278,7 @@ impl Cluster {
         coordinator.sql("CREATE ROLE rollcall SUPERUSER LOGIN PASSWORD 'right'")?;
         coordinator
             .set_access("host all postgres all trust\nhost all rollcall 127.0.0.1/32 scram-sha-256\n")?;
+        // The coordinator adds a worker as who it is told by.
         for worker in &workers {
             worker.sql("CREATE ROLE rollcall SUPERUSER LOGIN")?;
         }

@@ -231,7 +231,7 @@ impl Scene {
                 &[
                     ("/etc/haproxy/haproxy.cfg", self.shown("haproxy.cfg")),
                     ("/run/haproxy/rollcall.sock", self.shown("haproxy.sock")),
-                    ("haproxy -c -q", format!("{} -c -q", self.shown("haproxy"))),
+                    ("haproxy -c -f", format!("{} -c -f", self.shown("haproxy"))),
                     ("command = \"systemctl reload haproxy\"", notify),
                     ("drain_timeout = \"30s\"", "drain_timeout = \"2s\"".to_owned()),
                 ],

@@ -228,7 +228,17 @@ pub(crate) fn pattern<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Regex
 
 /// A time, such as `20ms`.
 pub(crate) fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    times::parse(&String::deserialize(from)?).map(Some).map_err(D::Error::custom)
+    struct Time;
+    impl Visitor<'_> for Time {
+        type Value = Duration;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a time such as \"30s\"")
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            times::parse(text).map_err(E::custom)
+        }
+    }
+    from.deserialize_any(Time).map(Some)
 }
 
 /// A text that is parsed as a flag's value is.
@@ -514,6 +524,10 @@ signal = "USR1"
             (
                 "format = \"json\"\nheartbeat = \"now\"",
                 "line 5, \"heartbeat = \\\"now\\\"\": \"now\" is not a time: expected one such as",
+            ),
+            (
+                "format = \"json\"\nheartbeat = 30",
+                "line 5, \"heartbeat = 30\": invalid type: integer `30`, expected a time such as \"30s\"",
             ),
             (
                 "format = \"json\"\npace = { burst = \"x\" }",

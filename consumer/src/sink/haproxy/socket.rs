@@ -23,7 +23,7 @@ const PROMPT: &str = "\n> ";
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum SocketError {
-    #[error("HAProxy's socket {} is not there", .0.display())]
+    #[error("HAProxy's socket {} is not there: HAProxy does not run, or its configuration does not name it", .0.display())]
     Absent(PathBuf),
     #[error("Nobody listens on HAProxy's socket {}: HAProxy does not run, or has another one", .0.display())]
     Deserted(PathBuf),
@@ -126,7 +126,7 @@ mod tests {
     async fn what_is_wrong_with_a_socket_is_said_on_one_line() {
         let dir = tempfile::tempdir().expect("a folder");
         let socket = Socket::new(dir.path().join("s"));
-        assert!(error(&socket).await.ends_with("/s is not there"));
+        assert!(error(&socket).await.contains("/s is not there: "));
         let listener = UnixListener::bind(dir.path().join("s")).expect("a socket");
         tokio::spawn(async move {
             for answer in ["", "HTTP/1.1 400 Bad Request\r\n\r\n", "\n> \n> \n> \n> "] {
