@@ -45,9 +45,7 @@ fn answer(name: &str, board: &Board, pages: &Pages) -> Response {
         return (StatusCode::NOT_FOUND, "no such target\n").into_response();
     };
     match pages.get(&name) {
-        Some(Page::Known { media_type, bytes }) => {
-            ([(CONTENT_TYPE, media_type)], bytes.to_vec()).into_response()
-        }
+        Some(Page::Known { media_type, bytes }) => ([(CONTENT_TYPE, media_type)], bytes).into_response(),
         Some(Page::Unknown(reason)) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n").into_response(),
         None if board.all().contains_key(&name) => {
             let hint = format!("target {name} is not served: expected sink = \"http\"\n");

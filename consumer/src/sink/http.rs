@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
+use axum::body::Bytes;
 use jiff::Timestamp;
 use rollcall_shared::{model::name::TargetName, process::setting::SettingError};
 use tokio::{sync::watch, time::Instant};
@@ -70,7 +71,7 @@ pub enum Page {
         /// Its media type.
         media_type: &'static str,
         /// The bytes.
-        bytes: Arc<[u8]>,
+        bytes: Bytes,
     },
 }
 

@@ -102,7 +102,7 @@ pub trait Sink: Send + std::fmt::Debug + 'static {
     }
 
     /// Asks the program behind whether it has what was applied, where it follows by itself; `None` where nobody is asked.
-    fn read_back(&self) -> Option<ReadBack> {
+    fn read_back(&self) -> Option<Question> {
         None
     }
 
@@ -122,16 +122,16 @@ pub trait Sink: Send + std::fmt::Debug + 'static {
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A question to the program behind a sink; an error says what it does not have, or why it cannot be asked.
-pub struct ReadBack(BoxFuture<'static, Result<(), SinkError>>);
+pub struct Question(BoxFuture<'static, Result<(), SinkError>>);
 
-impl ReadBack {
+impl Question {
     /// This question.
     pub fn new(asking: impl Future<Output = Result<(), SinkError>> + Send + 'static) -> Self {
         Self(Box::pin(asking))
     }
 }
 
-impl Future for ReadBack {
+impl Future for Question {
     type Output = Result<(), SinkError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -139,9 +139,9 @@ impl Future for ReadBack {
     }
 }
 
-impl fmt::Debug for ReadBack {
+impl fmt::Debug for Question {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ReadBack")
+        f.write_str("Question")
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     roll::Selection,
     sink::{
-        Applied, Content, ReadBack, Sink, SinkError,
+        Applied, Content, Question, Sink, SinkError,
         file::notify::{Notification, NotifierHandle, Order},
     },
 };
@@ -59,7 +59,7 @@ pub struct Target {
     /// What the sink cannot have of what was applied last, if there is any.
     refused: Option<String>,
     /// The program behind the sink is asked whether it has what was applied.
-    reading: Option<ReadBack>,
+    reading: Option<Question>,
     /// When to ask it again.
     read_at: Option<Instant>,
     read_backoff: Backoff,
@@ -207,7 +207,7 @@ impl Target {
                 Ok(Some(notification)) => self.notified(notification).await,
                 Ok(None) => return Err(TargetError::Ended),
                 Err(_) if self.is_acked() => break,
-                Err(_) => return Err(TargetError::NotAcked { waited: Duration::from_secs(wait.as_secs()) }),
+                Err(_) => return Err(TargetError::NotAcked { waited: wait }),
             }
         }
         self.remember().await;
@@ -464,7 +464,7 @@ fn whole_seconds(time: Duration) -> String {
     time::show(Duration::from_secs(time.as_secs()))
 }
 
-async fn next_answer(reading: &mut Option<ReadBack>) -> Result<(), SinkError> {
+async fn next_answer(reading: &mut Option<Question>) -> Result<(), SinkError> {
     match reading {
         Some(reading) => reading.await,
         None => std::future::pending().await,
@@ -545,9 +545,9 @@ mod tests {
             }))
         }
 
-        fn read_back(&self) -> Option<ReadBack> {
+        fn read_back(&self) -> Option<Question> {
             let delay = self.answers_in?;
-            Some(ReadBack::new(async move {
+            Some(Question::new(async move {
                 tokio::time::sleep(delay).await;
                 Ok(())
             }))

@@ -325,9 +325,9 @@ impl Sink for FileSink {
         Ok(verified?)
     }
 
-    fn read_back(&self) -> Option<sink::ReadBack> {
+    fn read_back(&self) -> Option<sink::Question> {
         let (config, reader) = (self.read_back.clone()?, self.reader.clone());
-        Some(sink::ReadBack::new(async move {
+        Some(sink::Question::new(async move {
             let reading = tokio::task::spawn_blocking(move || reader.read_all());
             let installed = reading.await?.map_err(FileError::Installed)?;
             Ok(read_back::read_back(&config, &installed).await?)

@@ -19,7 +19,7 @@ enum Expects {
 
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Reply {
     /// It is done.
     Done,
     /// HAProxy cannot delete the server yet, as it has connections.
@@ -52,20 +52,20 @@ impl Command {
     }
 
     /// What the answer means.
-    pub fn outcome(&self, answer: &str) -> Outcome {
+    pub fn outcome(&self, answer: &str) -> Reply {
         let is_done = match self.expects {
             Expects::Silence => answer.is_empty(),
             Expects::OneOf(words) => words.iter().any(|word| answer.contains(word)),
         };
         if is_done {
-            Outcome::Done
+            Reply::Done
         } else if answer.contains("Server still has connections") {
-            Outcome::NotYet
+            Reply::NotYet
         } else if answer.contains("cannot be removed at runtime") {
-            Outcome::Never
+            Reply::Never
         } else {
             let words: Vec<_> = answer.split_whitespace().collect();
-            Outcome::Refused(words.join(" ").chars().take(200).collect())
+            Reply::Refused(words.join(" ").chars().take(200).collect())
         }
     }
 }
@@ -79,29 +79,29 @@ mod tests {
         let [silent, add, address, delete] =
             [Command::silent, Command::add, Command::address, Command::delete]
                 .map(|make| make(String::new()));
-        let refused = |text: &str| Outcome::Refused(text.to_owned());
+        let refused = |text: &str| Reply::Refused(text.to_owned());
         for (command, answer, expected) in [
-            (&silent, "", Outcome::Done),
+            (&silent, "", Reply::Done),
             (&silent, "No such server.", refused("No such server.")),
-            (&add, "Keyword 'enabled' is ignored.\nNew server registered.", Outcome::Done),
+            (&add, "Keyword 'enabled' is ignored.\nNew server registered.", Reply::Done),
             (&add, "", refused("")),
             (&add, "unknown keyword\n 'bogus'.", refused("unknown keyword 'bogus'.")),
             (
                 &address,
                 "no need to change the addr, port changed from '1' to '2' by 'stats socket command'",
-                Outcome::Done,
+                Reply::Done,
             ),
             (
                 &address,
                 "Invalid addr 'x' by 'stats socket command'",
                 refused("Invalid addr 'x' by 'stats socket command'"),
             ),
-            (&delete, "Server deleted.", Outcome::Done),
-            (&delete, "Server still has connections attached to it, cannot remove it.", Outcome::NotYet),
+            (&delete, "Server deleted.", Reply::Done),
+            (&delete, "Server still has connections attached to it, cannot remove it.", Reply::NotYet),
             (
                 &delete,
                 "This server cannot be removed at runtime due to other configuration elements pointing to it.",
-                Outcome::Never,
+                Reply::Never,
             ),
         ] {
             assert_eq!(command.outcome(answer), expected, "{answer}");

@@ -8,7 +8,7 @@ use tokio::time::{self, Instant};
 use tracing::{debug, info};
 
 use super::{
-    command::Outcome,
+    command::Reply,
     lock::{Lock, Locked},
     memory::Memory,
     observed::Observed,
@@ -247,16 +247,16 @@ impl HaproxyProgram {
         Ok(())
     }
 
-    fn learn(&mut self, place: &Place, command: &str, outcome: Outcome) -> Result<(), HaproxyError> {
+    fn learn(&mut self, place: &Place, command: &str, outcome: Reply) -> Result<(), HaproxyError> {
         match outcome {
-            Outcome::Done => {}
+            Reply::Done => {}
             // It is seen when it is observed, and tried again.
-            Outcome::NotYet => self.memory.postpone(place, Instant::now()),
-            Outcome::Never => drop(self.memory.pinned.insert(place.clone())),
-            Outcome::Refused(answer) if answer.contains("Permission denied") => {
+            Reply::NotYet => self.memory.postpone(place, Instant::now()),
+            Reply::Never => drop(self.memory.pinned.insert(place.clone())),
+            Reply::Refused(answer) if answer.contains("Permission denied") => {
                 return Err(HaproxyError::Level(self.socket.path().to_string()));
             }
-            Outcome::Refused(answer) => {
+            Reply::Refused(answer) => {
                 let answer = if answer.is_empty() { "it said nothing".to_owned() } else { answer };
                 return Err(HaproxyError::Refused { command: command.to_owned(), answer });
             }

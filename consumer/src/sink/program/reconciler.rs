@@ -32,7 +32,7 @@ pub struct Reconciler<P> {
     /// Which rows of each service the program has.
     applied: BTreeMap<ServiceName, Version>,
     /// What the last look at everything found to tell.
-    told: Told,
+    told: Remarks,
     /// Whether the last round left steps for later, as for a server whose connections end first.
     is_unfinished: bool,
     generation: Option<Generation>,
@@ -40,7 +40,7 @@ pub struct Reconciler<P> {
 
 /// What is to be told of a program, by the round that found it: one about some services knows of no others.
 #[derive(Debug, Default, Clone)]
-struct Told {
+struct Remarks {
     refusals: Vec<String>,
     notes: Vec<String>,
 }
@@ -65,15 +65,10 @@ impl<P: Program> Reconciler<P> {
             interval: target.reconcile,
             compared_at: None,
             applied: BTreeMap::new(),
-            told: Told::default(),
+            told: Remarks::default(),
             is_unfinished: false,
             generation: None,
         }
-    }
-
-    /// The program.
-    pub fn program(&mut self) -> &mut P {
-        &mut self.program
     }
 
     /// What the round is about: what has changed or, when that is due, everything.
@@ -141,8 +136,8 @@ impl<P: Program> Reconciler<P> {
     }
 
     /// What is to be told after a round.
-    fn tell(&mut self, scope: &Scope, plan: &Plan<P::Step>) -> Told {
-        let mut told = Told { refusals: plan.refusals.clone(), notes: plan.notes.clone() };
+    fn tell(&mut self, scope: &Scope, plan: &Plan<P::Step>) -> Remarks {
+        let mut told = Remarks { refusals: plan.refusals.clone(), notes: plan.notes.clone() };
         match scope {
             Scope::All => self.told = told.clone(),
             Scope::Services(_) => {
@@ -289,7 +284,7 @@ impl<P: Program> Reconciler<P> {
             instances,
             held: taken.held(),
             refused: told.refusals,
-            notes: [taken.notes.clone(), told.notes].concat(),
+            notes: [taken.notes, told.notes].concat(),
             started: taken.started,
             is_quiet: true,
             look_again: [taken.verdict.next_change(), again].into_iter().flatten().min(),
